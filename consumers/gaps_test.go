@@ -57,6 +57,8 @@ const (
 type gapRun struct {
 	name  string
 	posts []jetpost.Post // of the one request
+	// before are the texts of requests of one post each that are accepted before it.
+	before []string
 	// work is the part of the worker that runs; its lanes if nil.
 	work func(b *testBundle, m *mortal) func(context.Context) error
 	once bool // the work ends by itself
@@ -92,6 +94,9 @@ func didTell(event jetpost.EventType) string { return "jetpost.event." + string(
 
 func didPost(event jetpost.EventType) string { return didSend + ", posted, " + didTell(event) }
 
+// didFollow is a post whose intent came with the outcome of the request before.
+func didFollow(event jetpost.EventType) string { return "POST /2/tweets, posted, " + didTell(event) }
+
 func didFind(event jetpost.EventType) string {
 	return "posted, read, " + didTell(event) + ", delivered"
 }
@@ -114,6 +119,17 @@ func gapPosts(t *testing.T) []gapRun {
 		{
 			name: "a single post", posts: thread("one"),
 			steps: inTurn(didClaim, didPost(jetpost.EventRequestPublished), didLast),
+		}, {
+			name: "a queue of three", posts: thread("three"), before: []string{"one", "two"},
+			steps: inTurn(didClaim, didPost(jetpost.EventRequestPublished), didFollow(jetpost.EventRequestPublished), didFollow(jetpost.EventRequestPublished), didLast),
+		}, {
+			name:  "a thread behind another post",
+			posts: thread("two", "three"), before: []string{"one"},
+			steps: inTurn(didClaim, didPost(jetpost.EventRequestPublished), didFollow(jetpost.EventRequestProgress), didPost(jetpost.EventRequestPublished), didLast),
+		}, {
+			name: "X refuses the second of a queue", posts: thread("two"), before: []string{"one"}, state: jetpost.StateFailed,
+			upset: gapFaults(xsim.Fault{Kind: xsim.FaultRefuseText, Text: "two", Detail: "You are not permitted to say that."}),
+			steps: inTurn(didClaim, didPost(jetpost.EventRequestPublished), "POST /2/tweets, conclude, refused, read, publish.failed, jetpost.event.request.failed, delivered, snapshot", didLast),
 		}, {
 			name:  "a thread of three",
 			posts: []jetpost.Post{{Text: "one", Media: []jetpost.Media{{Data: testImage(t), Alt: "grey"}}}, {Text: "two"}, {Text: "three"}},
@@ -415,6 +431,9 @@ func (run gapRun) begin(t *testing.T, open func(*testing.T, *store.Sealer) store
 	if run.upset != nil {
 		run.upset(t, b)
 	}
+	for _, text := range run.before {
+		b.accept(t, jetpost.Request{Account: "acme", ID: text, Posts: thread(text)})
+	}
 	request := jetpost.Request{Account: "acme", ID: "gap", Posts: run.posts}
 	if run.bring == nil {
 		b.accept(t, request)
@@ -533,7 +552,7 @@ func (run gapRun) wantEnd(t *testing.T, b *testBundle) {
 		_, err := b.ledger.Request(t.Context(), behind)
 		return err == nil
 	})
-	texts := []string{"control"}
+	texts := append([]string{"control"}, run.before...)
 	defer func() {
 		within(t, gapPatience, gapPoll, "the request behind is published", func() bool {
 			return b.rests(t, "behind")
@@ -559,7 +578,7 @@ func (run gapRun) wantEnd(t *testing.T, b *testBundle) {
 	}
 	r := b.record(t, key)
 	testkit.Equal(t, "state", r.Status.State, want)
-	live := b.x.Posts("acme")
+	live := b.x.Posts("acme")[len(run.before):]
 	for i, p := range r.Posts {
 		if p.State != jetpost.PostPosted {
 			continue

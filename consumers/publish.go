@@ -87,6 +87,7 @@ func (h *publishHandler) Handle(ctx context.Context, d delivery) error {
 	}
 	stop := run.keepLease(ctx)
 	defer stop()
+	defer run.drop()
 	h.Windows.Arrive(ctx, lane)
 	if err := run.run(ctx); err != nil {
 		// Another worker has the lane and goes on with it.
@@ -105,6 +106,11 @@ type laneRun struct {
 	until time.Time     // end of this claim's budget
 	lost  chan struct{} // closed once another worker is known to have the lane
 	pause store.Pause   // as of the latest snapshot
+	// unpublishAt is when the lane continues with a deletion, as of the latest snapshot.
+	unpublishAt time.Time
+	// next is the request whose intent was sent to the ledger with the latest outcome; nil
+	// if none was.
+	next *threadRun
 	// renewed is true if this run has renewed the token after a 401.
 	renewed bool
 	// filled is the id of the request that this run has filled in (see read).
@@ -124,9 +130,15 @@ func (r *laneRun) run(ctx context.Context) error {
 				return err
 			}
 		}
-		r.pause, r.pass.OwnLimit = snap.Pause, snap.MonthlyLimit
+		r.pause, r.pass.OwnLimit, r.unpublishAt = snap.Pause, snap.MonthlyLimit, snap.UnpublishAt
 		r.h.Announce.moved(ctx, r.lane)
-		goesOn := !r.d.stopping() && !now.After(r.until) && r.h.Room.Err() == nil
+		if r.begun(snap.Head) {
+			if err := r.advanceTraced(ctx, snap.Head, snap.Generation); err != nil {
+				return err
+			}
+			continue
+		}
+		goesOn := r.goesOn(now)
 		if at := snap.UnpublishAt; goesOn && !at.IsZero() && !at.After(now) {
 			if err := r.unpublish(ctx, snap.Generation); err != nil {
 				return err
@@ -153,6 +165,11 @@ func (r *laneRun) run(ctx context.Context) error {
 			return err
 		} // else a wake-up came meanwhile: read the ledger again
 	}
+}
+
+// goesOn reports whether this run may begin something.
+func (r *laneRun) goesOn(now time.Time) bool {
+	return !r.d.stopping() && !now.After(r.until) && r.h.Room.Err() == nil
 }
 
 // runnable returns the head if it may go on now, or the time when it may; zero means after
@@ -193,6 +210,9 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 	case len(head.Posts) == 0:
 		return r.read(ctx, head, request)
 	}
+	if t := r.take(head); t != nil {
+		return r.renewing(ctx, head, t.token, t.post(ctx, ""))
+	}
 	t := &threadRun{r: r, head: head, request: request, begun: -1}
 	var parent string
 	var doubt int
@@ -213,7 +233,7 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 	if err != nil {
 		return r.left(head, err)
 	}
-	t.client = r.h.Client(head.Account, token.Access.Reveal())
+	t.token, t.client = token, r.h.Client(head.Account, token.Access.Reveal())
 	if doubt >= 0 {
 		return r.renewing(ctx, head, token, r.reconcile(ctx, t.client, head, doubt, request.Posts[doubt]))
 	}
@@ -298,23 +318,35 @@ type threadRun struct {
 	r       *laneRun
 	head    *store.Record
 	request jetpost.Request
+	token   store.Token
 	client  *xapi.Client
 	uploads *uploads
 	from    int       // index of the first post that is sent
 	begun   int       // index of the post whose intent is committed and whose outcome is not; else -1
 	intent  time.Time // until when that post may be sent
+	// permit is of the first post if its intent was committed with the outcome of the
+	// request before.
+	permit *admission.Permit
 }
 
 // post sends the posts in order, each as a reply to the one before it. The steps of a post
 // are admission, the commit of the intent, the call, and the commit of the outcome.
 func (t *threadRun) post(ctx context.Context, parent string) attempt {
-	err := t.r.pass.Ask(ctx, t.calls(t.from))
+	var err error
+	if t.permit == nil {
+		err = t.r.pass.Ask(ctx, t.calls(t.from))
+	}
 	if err == nil {
 		t.uploads, err = t.prepare(ctx)
 	}
-	if err != nil {
+	switch {
+	case err != nil && t.begun >= 0:
+		t.drop()
+		return t.ended(ctx, err)
+	case err != nil:
 		return t.r.left(t.head, err)
 	}
+	defer t.drop()
 	defer t.uploads.end()
 	defer t.r.pass.GiveBack(ctx)
 	for i := t.from; i < len(t.request.Posts); i++ {
@@ -361,6 +393,10 @@ func (t *threadRun) send(ctx context.Context, i int, p xapi.Post) (postID string
 // intend commits the intent to send post i, once the call is permitted.
 func (t *threadRun) intend(ctx context.Context, i int, p *xapi.Post) (permit *admission.Permit, notAfter time.Time, err error) {
 	r := t.r
+	if permit := t.permit; permit != nil {
+		t.permit = nil
+		return permit, t.intent, nil
+	}
 	if p.MediaIDs, err = t.uploads.ids(i); err != nil {
 		return nil, notAfter, err
 	}
@@ -406,11 +442,20 @@ func (t *threadRun) intend(ctx context.Context, i int, p *xapi.Post) (permit *ad
 
 // live commits that post i is live. It retries until the ledger answers, and nothing more is
 // sent before. Admission hears of the answer after that, because it may have to share it
-// with other workers.
+// with other workers. The intent of the request behind goes with the last outcome of this
+// one.
 func (t *threadRun) live(ctx context.Context, i int, postID string, permit *admission.Permit) error {
 	r := t.r
+	if i == len(t.request.Posts)-1 {
+		r.next = t.ahead(ctx)
+	}
+	tries := 0
 	state, err := persist(ctx, r, "posted", func() (jetpost.State, error) {
-		return r.h.Ledger.Posted(ctx, r.lane, t.head.ID, store.LivePost{Post: i, PostID: postID, Now: time.Now()})
+		live := store.LivePost{Post: i, PostID: postID, Now: time.Now()}
+		if tries++; tries == 1 { // its intent has one deadline
+			live.Following = r.next.following(live.Now)
+		}
+		return r.h.Ledger.Posted(ctx, r.lane, t.head.ID, live)
 	})
 	permit.Done(nil)
 	if err != nil {

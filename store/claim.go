@@ -18,6 +18,7 @@ type Claim struct {
 // hand it out. It belongs to the goroutine that runs the lane.
 type ClaimMemory interface {
 	Next() (Snapshot, bool)
+	Behind() (Record, bool)
 	Token() (Token, bool)
 	Wrote(id string) (Record, bool)
 	Told(told Revision) bool
@@ -33,6 +34,15 @@ func (l Claim) Next() (Snapshot, bool) {
 		return Snapshot{}, false
 	}
 	return l.Memory.Next()
+}
+
+// Behind hands out the due request behind the one of which the latest intent was committed,
+// as it was at that moment.
+func (l Claim) Behind() (Record, bool) {
+	if l.Memory == nil {
+		return Record{}, false
+	}
+	return l.Memory.Behind()
 }
 
 // Token hands out, once, the account's token as it was when the lane was claimed or its

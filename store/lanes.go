@@ -68,6 +68,17 @@ type LivePost struct {
 	Post   int    // its index in the request
 	PostID string // X's
 	Now    time.Time
+	// Following is committed with it; nil if nothing is.
+	Following *Following
+}
+
+// Following is the intent to send the first post of the request behind one that is done. It
+// is committed together with the outcome of that one's last post, or not at all. That post
+// has no media.
+type Following struct {
+	ID       string
+	Revision int64 // of the request, as the caller knows it
+	Intent   Intent
 }
 
 // UnruledRefusal is what X said, in words that no rule knows, when it refused a post.
@@ -136,17 +147,20 @@ type Lanes interface {
 	// Snapshot reads the front of the lane's queue.
 	Snapshot(ctx context.Context, lane Claim, now time.Time) (Snapshot, error)
 	// Begin commits the intent to send one pending post, makes the request publishing
-	// and extends the lease. ErrNotRunnable: the request was cancelled or postponed,
-	// its account was paused, or that post is not pending.
+	// and extends the lease. It reads the request behind it (see [Claim.Behind]).
+	// ErrNotRunnable: the request was cancelled or postponed, its account was paused, or
+	// that post is not pending.
 	Begin(ctx context.Context, lane Claim, id string, intent Intent) error
 	// Posted commits that X made the post. It accepts that from the writer of the
 	// latest intent, even after another worker took the lane, since X's answer is true;
 	// and from the lane's present holder, which may have found on X what another worker
 	// sent. With the last post the request is published. An unknown request returns to
 	// the queue and its lane wakes. Repeating the call changes nothing. If the request
-	// is done, Posted reads a snapshot of the lane (see [Claim.Next]). ErrFenced: the
-	// caller has neither written the post's latest intent nor holds the lane.
-	// ErrPostTaken.
+	// is done, Posted reads a snapshot of the lane (see [Claim.Next]). If the request is
+	// done and the front of the lane is then that of live.Following, still in that
+	// revision, Posted commits its intent as Begin does; the snapshot shows whether it
+	// has. ErrFenced: the caller has neither written the post's latest intent nor holds
+	// the lane. ErrPostTaken.
 	Posted(ctx context.Context, lane Claim, id string, live LivePost) (jetpost.State, error)
 	// Conclude moves the request. If the request was finished meanwhile, it stays so,
 	// and only the post's state is stored. Nothing changes if the outcome is out of

@@ -14,6 +14,8 @@
 //	are the remaining calls reserved for others? ... Permit
 //	does X fail call after call? ................... Permit
 //
+// Ahead checks all of them, and admits only where none of them needs the ledger.
+//
 // The account's pause, the posting limits and the monthly limits concern a request as a whole, so they are
 // checked before any work on it begins. The breaker is checked last, because it must be
 // told how each call ended. While the breaker probes X, it admits a single call, and that
@@ -214,6 +216,25 @@ func (p *Pass) Permit(ctx context.Context, c Calls) (*Permit, error) {
 		return nil, err
 	}
 	return &Permit{pass: p, ctx: ctx, e: c.Endpoint, done: done}, nil
+}
+
+// Ahead admits the call that follows the lane's call in flight, whose answer has come but is
+// not committed yet. It decides as Open and Permit do, but admits nothing where a condition
+// depends on more than this worker knows, or where that answer may change it.
+func (p *Pass) Ahead(ctx context.Context, c Calls) (*Permit, bool) {
+	now := time.Now()
+	limited := p.PostingLimits.PostsPerHour > 0 || p.PostingLimits.MinInterval > 0 || p.Budget != (Budget{}) || p.OwnLimit > 0
+	_, paused := p.Gate.Paused(TargetPublish, now)
+	_, scarce := p.Windows.scarce(now)
+	p.mu.Lock()
+	_, short := p.short(c, now)
+	p.mu.Unlock()
+	if limited || paused || scarce || short || p.reserved {
+		return nil, false
+	}
+	c.SetAside = 0
+	permit, err := p.Permit(ctx, c)
+	return permit, err == nil
 }
 
 // goesOn reports whether the endpoint continues an upload. The breaker does not stop such

@@ -144,3 +144,48 @@ func TestDuePauseWithoutNATS(t *testing.T) {
 		}
 	})
 }
+
+// TestAhead: the call behind one whose answer is not committed yet is admitted only where no
+// condition needs more than this worker knows.
+func TestAhead(t *testing.T) {
+	t.Parallel()
+	window := func(w xapi.Window) func(*Pass) {
+		w.Endpoint, w.Reset = xapi.EndpointCreatePost, time.Now().Add(time.Hour)
+		return func(p *Pass) { p.Windows.Learn(w) }
+	}
+	for name, tc := range map[string]struct {
+		change func(*Pass)
+		want   bool
+	}{
+		"nothing is known":          {func(*Pass) {}, true},
+		"windows have calls left":   {window(xapi.Window{Account: "acme", Kind: xapi.Window15Min, Limit: 50, Remaining: 2}), true},
+		"the account's is used up":  {window(xapi.Window{Account: "acme", Kind: xapi.Window15Min, Limit: 50, Remaining: 1}), false},
+		"the app's gets scarce":     {window(xapi.Window{Kind: xapi.WindowApp24h, Limit: 10_000, Remaining: 1000}), false},
+		"an interval between posts": {func(p *Pass) { p.PostingLimits.MinInterval = time.Minute }, false},
+		"a limit of posts an hour":  {func(p *Pass) { p.PostingLimits.PostsPerHour = 100 }, false},
+		"a monthly limit":           {func(p *Pass) { p.Budget.App = 1 }, false},
+		"the account's own limit":   {func(p *Pass) { p.OwnLimit = 1 }, false},
+		"the worker stops":          {func(p *Pass) { stop := make(chan struct{}); close(stop); p.Stopping = stop }, false},
+		"the disk is full":          {func(p *Pass) { p.Room = func() error { return errors.New("full") } }, false},
+		"the breaker has tripped":   {func(p *Pass) { trip(t, p.Gate) }, false},
+		"the app is paused": {func(p *Pass) {
+			check(t, p.Gate.Pause(t.Context(), TargetPublish, jetpost.Reason{Code: jetpost.CodePausedByHand, Until: time.Now().Add(time.Hour)}, time.Now()))
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPass(newGate(&admissiontest.PauseStore{}))
+			first, err := p.Permit(t.Context(), Calls{Endpoint: xapi.EndpointCreatePost, N: 1})
+			check(t, err)
+			tc.change(p)
+			next, admitted := p.Ahead(t.Context(), Calls{Endpoint: xapi.EndpointCreatePost, N: 1, SetAside: 1})
+			testkit.Equal(t, "admitted", admitted, tc.want)
+			_, paused := p.Gate.Paused(TargetPublish, time.Now())
+			testkit.Equal(t, "paused", paused, name == "the app is paused")
+			first.Done(nil)
+			if admitted {
+				next.Done(ErrNotCalled)
+			}
+		})
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -111,6 +112,26 @@ func (c Config) enoughRoom() error {
 		}
 	}
 	return nil
+}
+
+// roomHolds is how long a measured disk is not measured again: far less than it takes to
+// write health.DiskFull.
+const roomHolds = 100 * time.Millisecond
+
+// measuredAtTimes returns a check whose result holds for roomHolds, for callers that ask
+// before every call to X.
+func measuredAtTimes(check func() error) func() error {
+	var mu sync.Mutex
+	var result error
+	var until time.Time
+	return func() error {
+		mu.Lock()
+		defer mu.Unlock()
+		if now := time.Now(); !now.Before(until) {
+			result, until = check(), now.Add(roomHolds)
+		}
+		return result
+	}
 }
 
 // room measures the file system of a directory, or of its nearest existing parent.

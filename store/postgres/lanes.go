@@ -160,7 +160,12 @@ func (s *Store) Begin(ctx context.Context, claim store.Claim, id string, intent 
 // Posted implements store.Lanes. The lane's holder may call it too, because it may
 // have found an earlier holder's post on X.
 func (s *Store) Posted(ctx context.Context, claim store.Claim, id string, live store.LivePost) (jetpost.State, error) {
-	return s.write(ctx, "record post", claim, id, step{post: live.Post, now: live.Now}, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
+	st := step{post: live.Post, now: live.Now}
+	if row, change, may := rules.CacheOf(claim).Follow(claim, live.Following); may {
+		st.follows, st.followsWas, st.lease = row, live.Following.Revision, change.Lease
+		st.within = live.Following.Intent.NotAfter.Sub(live.Following.Intent.Now)
+	}
+	return s.write(ctx, "record post", claim, id, st, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
 		return r.Posted(laneRow, claim, live)
 	})
 }
@@ -174,8 +179,11 @@ func (s *Store) write(ctx context.Context, what string, claim store.Claim, id st
 		before := row.Status
 		change, err := rule(laneRow, row)
 		if plain := change.Request && change.WakeAt.IsZero() && row.Status.Reason == nil; err == nil && plain {
-			st.act, st.account, st.fence, st.lease, st.pause = actWrite, claim.Account, claim.Fence, change.Lease, laneRow.Pause
-			st.row, st.revision, st.progress, st.quiet, st.next = row, before.Revision, change.Progress, change.Quiet, row.Status.State.Finished()
+			st.act, st.account, st.fence, st.lease, st.pause = actWrite, claim.Account, claim.Fence, max(st.lease, change.Lease), laneRow.Pause
+			st.row, st.revision, st.progress, st.quiet = row, before.Revision, change.Progress, change.Quiet
+			if st.next = st.begins || row.Status.State.Finished(); !st.next {
+				st.follows = nil
+			}
 			st.told = cache.Mark()
 			out, err := s.steps.do(ctx, st)
 			if violates(err, postConstraint) {
@@ -189,7 +197,18 @@ func (s *Store) write(ctx context.Context, what string, claim store.Claim, id st
 				row.Status.UpdatedAt = out.at // by the database's clock
 				cache.Marked(st.told, out.latest)
 				cache.Write(row)
-				if out.read {
+				switch {
+				case out.followed:
+					st.follows.Status.UpdatedAt = out.at
+					told := st.follows.Told()
+					out.snapshot.Head = &told
+					cache.Saw(out.laneRow, out.snapshot, st.follows, true)
+					cache.SawBehind(out.head)
+				case st.begins:
+					if cache.SawBehind(nil); out.read {
+						cache.SawBehind(out.head)
+					}
+				case out.read:
 					cache.Saw(out.laneRow, out.snapshot, out.head, true)
 				}
 				if out.token != nil && out.head != nil {

@@ -53,6 +53,10 @@ type step struct {
 	begins bool
 	within time.Duration
 	next   bool // reads the front of the lane behind the head
+	// follows is the request whose first post the write begins if it is then the front of
+	// the lane, in that revision; nil if it begins none.
+	follows    *rules.Row
+	followsWas int64
 	// told is a revision of a request of the lane that is marked as delivered; not by a
 	// claim.
 	told store.Revision
@@ -73,6 +77,7 @@ type stepped struct {
 	latest   bool // the marked request has no newer revision
 	laneRow  rules.LaneRow
 	read     bool
+	followed bool
 	snapshot store.Snapshot
 	head     *rules.Row
 	token    *store.SealedToken // where the front was read
@@ -195,19 +200,23 @@ WITH input AS MATERIALIZED (
         id, was, pause_since, pause_until, progress, quiet, next, done, want_generation, wake,
         state, revision, event, holds, attempts,
         idx, post_state, parent, post, media_ids, hash, attempt, begins * interval '1 microsecond' AS begins,
-        string_to_array(before, ' ')::uuid[] AS before, told_id, told
+        string_to_array(before, ' ')::uuid[] AS before, told_id, told,
+        then_id, then_was, then_revision, then_attempts, then_parent, then_hash, then_begins * interval '1 microsecond' AS then_begins
     FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::text[], $6::uuid[], $7::bigint[],
         $8::text[], $9::bigint[], $10::timestamptz[], $11::timestamptz[], $12::boolean[], $13::boolean[], $14::boolean[], $15::text[],
         $16::bigint[], $17::timestamptz[],
         $18::text[], $19::bigint[], $20::text[], $21::integer[], $22::integer[],
-        $23::integer[], $24::text[], $25::text[], $26::text[], $27::json[], $28::bytea[], $29::bigint[], $30::bigint[], $31::text[], $32::text[], $33::bigint[])
+        $23::integer[], $24::text[], $25::text[], $26::text[], $27::json[], $28::bytea[], $29::bigint[], $30::bigint[], $31::text[], $32::text[], $33::bigint[],
+        $34::text[], $35::bigint[], $36::bigint[], $37::integer[], $38::text[], $39::bytea[], $40::bigint[])
     AS t (account, act, at, fence, owner, claim, lease,
         id, was, pause_since, pause_until, progress, quiet, next, done,
         want_generation, wake,
         state, revision, event, holds, attempts,
-        idx, post_state, parent, post, media_ids, hash, attempt, begins, before, told_id, told)
+        idx, post_state, parent, post, media_ids, hash, attempt, begins, before, told_id, told,
+        then_id, then_was, then_revision, then_attempts, then_parent, then_hash, then_begins)
 ), seen AS MATERIALIZED (
-    SELECT i.*, l.generation, l.fence AS lane_fence, f.id AS head, d.due AS next_due,
+    SELECT i.*, l.generation, l.fence AS lane_fence, CASE WHEN t.follows THEN t.behind ELSE f.id END AS head, d.due AS next_due,
+        coalesce(t.follows, false) AS follows,
         i.act <> 'write' OR EXISTS (SELECT FROM requests AS r WHERE r.account = i.account AND r.id = i.id AND r.revision = i.was) AS matches
     FROM input AS i
     CROSS JOIN LATERAL (SELECT generation, fence FROM lanes WHERE account = i.account LIMIT 1) AS l
@@ -216,6 +225,10 @@ WITH input AS MATERIALIZED (
          ORDER BY due_at, seq LIMIT 1),
         (SELECT id FROM requests WHERE account = i.account AND id <> i.done AND due_at <= i.at AND ` + unfinished + `
          ORDER BY due_at, seq LIMIT 1)) AS id WHERE i.next) AS f ON true
+    LEFT JOIN LATERAL (SELECT
+        EXISTS (SELECT FROM requests AS r WHERE r.account = i.account AND r.id = i.then_id AND r.revision = i.then_was) AS follows,
+        (SELECT id FROM requests WHERE account = i.account AND id <> i.done AND id <> i.then_id AND due_at <= i.at AND ` + unfinished + `
+         ORDER BY due_at, seq LIMIT 1) AS behind WHERE f.id = i.then_id) AS t ON true
     LEFT JOIN LATERAL (SELECT min(due_at) AS due FROM requests
         WHERE account = i.account AND due_at > i.at AND ` + unfinished + ` AND i.next) AS d ON true
 ), locked AS MATERIALIZED (
@@ -242,32 +255,41 @@ WITH input AS MATERIALIZED (
         ELSE l.fence = s.fence AND l.lease_owner IS NOT NULL END
     RETURNING s.*, l.fence AS new_fence, l.lost_claims AS lost, l.lease_owner IS NULL AS released,
         l.paused_at, l.paused_until, l.pause_reason, l.pause_cause, l.unpublish_at, l.monthly_limit, k.generation = s.generation AND k.fence = s.lane_fence AS fresh
+), row AS (
+    SELECT account, id, was, at, state, revision, event, holds, attempts, idx, post_state, parent, post, media_ids, hash, attempt, begins
+    FROM lane WHERE act = 'write'
+    UNION ALL
+    SELECT account, then_id, then_was, at, 'publishing', then_revision, NULL, NULL, then_attempts, 0, 'sending', then_parent, '', '[]', then_hash, new_fence, then_begins
+    FROM lane WHERE act = 'write' AND follows AND fresh
 ), wrote AS (
-    UPDATE requests AS r SET state = lane.state, revision = lane.revision, event = lane.event,
-        reason_code = NULL, reason_detail = '', reason_until = NULL, hold_until = NULL, holds = lane.holds,
-        attempts = lane.attempts, began_at = coalesce(r.began_at, lane.at), updated_at = lane.at
-    FROM lane WHERE lane.act = 'write' AND r.account = lane.account AND r.id = lane.id AND r.revision = lane.was
-    RETURNING r.account
+    UPDATE requests AS r SET state = row.state, revision = row.revision, event = coalesce(row.event, r.event),
+        reason_code = NULL, reason_detail = '', reason_until = NULL, hold_until = NULL, holds = coalesce(row.holds, r.holds),
+        attempts = row.attempts, began_at = coalesce(r.began_at, row.at), updated_at = row.at
+    FROM row WHERE r.account = row.account AND r.id = row.id AND r.revision = row.was
+    RETURNING r.account, r.id
 ), post AS (
-    UPDATE posts AS p SET state = lane.post_state, parent_id = lane.parent, post_id = nullif(lane.post, ''), text_hash = lane.hash,
-        media_ids = ARRAY(SELECT json_array_elements_text(lane.media_ids)), attempt = lane.attempt,
-        sent_at = CASE WHEN lane.begins IS NULL THEN p.sent_at ELSE lane.at END,
-        not_after = coalesce(lane.at + lane.begins, p.not_after)
-    FROM lane JOIN wrote ON wrote.account = lane.account
-    WHERE p.account = lane.account AND p.request_id = lane.id AND p.idx = lane.idx
+    UPDATE posts AS p SET state = row.post_state, parent_id = row.parent, post_id = nullif(row.post, ''), text_hash = row.hash,
+        media_ids = ARRAY(SELECT json_array_elements_text(row.media_ids)), attempt = row.attempt,
+        sent_at = CASE WHEN row.begins IS NULL THEN p.sent_at ELSE row.at END,
+        not_after = coalesce(row.at + row.begins, p.not_after)
+    FROM row JOIN wrote ON wrote.account = row.account AND wrote.id = row.id
+    WHERE p.account = row.account AND p.request_id = row.id AND p.idx = row.idx
 ), news AS (
     INSERT INTO outbox (account, id, announced, revision, since, updated_at)
-    SELECT lane.account, lane.id, lane.was, lane.revision, lane.at, lane.at FROM lane JOIN wrote ON wrote.account = lane.account WHERE NOT lane.quiet
+    SELECT lane.account, lane.id, lane.was, lane.revision, lane.at, lane.at
+    FROM lane JOIN wrote ON wrote.account = lane.account AND wrote.id = lane.id WHERE NOT lane.quiet
     ON CONFLICT (account, id) DO UPDATE SET revision = excluded.revision, updated_at = excluded.updated_at
 ), marked AS (
     DELETE FROM outbox AS o USING lane WHERE lane.told > 0 AND o.account = lane.account AND o.id = lane.told_id AND o.revision <= lane.told
         AND (lane.quiet OR lane.told_id <> lane.id)
 )
 SELECT lane.account AS lane, lane.new_fence, lane.lost, lane.released, wrote.account IS NOT NULL, lane.told_id = lane.id OR coalesce(
-        (SELECT revision = lane.told FROM requests AS r WHERE lane.told > 0 AND r.account = lane.account AND r.id = lane.told_id), true), lane.next AND lane.fresh,
-    lane.generation, lane.paused_at, lane.paused_until, lane.pause_reason, lane.pause_cause, lane.unpublish_at, coalesce(lane.monthly_limit, 0), lane.next_due, lane.at, h.id IS NOT NULL, h.posts,
+        (SELECT revision = lane.told FROM requests AS r WHERE lane.told > 0 AND r.account = lane.account AND r.id = lane.told_id), true),
+    lane.next AND lane.fresh AND lane.follows = (after.id IS NOT NULL),
+    after.id IS NOT NULL, lane.generation, lane.paused_at, lane.paused_until, lane.pause_reason, lane.pause_cause, lane.unpublish_at, coalesce(lane.monthly_limit, 0), lane.next_due, lane.at, h.id IS NOT NULL, h.posts,
     ` + headColumns + `
-FROM lane LEFT JOIN wrote ON wrote.account = lane.account
+FROM lane LEFT JOIN wrote ON wrote.account = lane.account AND wrote.id = lane.id
+LEFT JOIN wrote AS after ON after.account = lane.account AND after.id = lane.then_id
 LEFT JOIN LATERAL (SELECT r.*, ` + sqlTold + ` AS told_of,
     (SELECT json_agg(json_build_object('Index', p.idx, 'State', p.state, 'ParentID', p.parent_id, 'PostID', coalesce(p.post_id, ''),
         'MediaIDs', p.media_ids, 'TextHash', encode(p.text_hash, 'base64'), 'SentAt', p.sent_at, 'NotAfter', p.not_after, 'Attempt', p.attempt,
@@ -290,7 +312,7 @@ func (s *Store) execSteps(group []*waitingStep) (err error) {
 	for _, w := range group {
 		byLane[w.ask.account] = w
 		w.answer, w.err = stepped{}, nil
-		if w.ask.next {
+		if w.ask.next && !w.ask.begins && w.ask.follows == nil {
 			readers = append(readers, w.ask.account)
 		}
 	}
@@ -327,6 +349,10 @@ func (s *Store) columns(group []*waitingStep) []any {
 		at, since, until, wakes                                    []*time.Time
 		fences, leases, was, generation, revisions, attempt, told  []int64
 		begins                                                     []*int64
+		thenIDs, thenParents                                       []*string
+		thenWas, thenRevisions, thenBegins                         []*int64
+		thenAttempts                                               []*int32
+		thenHashes                                                 [][]byte
 		holds, attempts, idx                                       []int32
 		progress, quiet, next                                      []bool
 		hashes                                                     [][]byte
@@ -349,10 +375,25 @@ func (s *Store) columns(group []*waitingStep) []any {
 			row = &rules.Row{}
 		} else {
 			post = row.Posts[w.post]
-			if row.Status.State.Finished() {
+			if w.begins || row.Status.State.Finished() {
 				done = row.ID
 			}
 		}
+		var then struct {
+			id, parent            *string
+			was, revision, begins *int64
+			attempts              *int32
+			hash                  []byte
+		}
+		if f := w.follows; f != nil {
+			first := f.Posts[0]
+			then.id, then.parent, then.hash = &f.ID, &first.ParentID, first.TextHash
+			then.was, then.revision, then.begins = &w.followsWas, &f.Status.Revision, new(w.within.Microseconds())
+			then.attempts = new(int32(f.Status.Attempts))
+		}
+		thenIDs, thenParents, thenHashes = append(thenIDs, then.id), append(thenParents, then.parent), append(thenHashes, then.hash)
+		thenWas, thenRevisions, thenBegins = append(thenWas, then.was), append(thenRevisions, then.revision), append(thenBegins, then.begins)
+		thenAttempts = append(thenAttempts, then.attempts)
 		ids, dones = append(ids, row.ID), append(dones, done)
 		toldIDs, told = append(toldIDs, w.told.ID), append(told, w.told.Number)
 		states, revisions, events = append(states, string(row.Status.State)), append(revisions, row.Status.Revision), append(events, string(row.Event))
@@ -373,6 +414,7 @@ func (s *Store) columns(group []*waitingStep) []any {
 		generation, wakes,
 		states, revisions, events, holds, attempts,
 		idx, postStates, parents, posts, mediaIDs, hashes, attempt, begins, before, toldIDs, told,
+		thenIDs, thenWas, thenRevisions, thenAttempts, thenParents, thenHashes, thenBegins,
 	}
 }
 
@@ -393,7 +435,7 @@ func scanStep(row scanner) (account string, out stepped, err error) {
 	st := &head.Status
 	pause := &out.laneRow.Pause
 	err = row.Scan(&account, &out.fence, &out.lost, &out.released, &out.wrote, &out.latest, &out.read,
-		&out.snapshot.Generation, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, rules.CauseOf{Pause: pause}, at{&out.snapshot.UnpublishAt}, &out.snapshot.MonthlyLimit, at{&out.snapshot.NextDue}, at{&out.at}, &there, &posts,
+		&out.followed, &out.snapshot.Generation, pausedAt{pause}, at{&pause.Reason.Until}, &pause.Reason.Detail, rules.CauseOf{Pause: pause}, at{&out.snapshot.UnpublishAt}, &out.snapshot.MonthlyLimit, at{&out.snapshot.NextDue}, at{&out.at}, &there, &posts,
 		&head.Account, &head.ID, &head.Seq, &st.State, &st.Revision, &head.Delivered, &head.Event,
 		&reason.Code, &reason.Detail, at{&reason.Until}, at{&head.HoldUntil}, &head.Holds, &st.Attempts, at{&head.BeganAt},
 		at{&st.AcceptedAt}, at{&head.DueAt}, at{&st.PublishAt}, at{&st.ExpiresAt}, at{&st.UpdatedAt}, &st.Metadata, &head.Body, &head.Digest, &head.CostMicros, &head.Trace)

@@ -112,7 +112,8 @@ func (s *Store) DueLanes(ctx context.Context, now time.Time, limit int) (account
 
 // sqlFront reads the front of a queue. A begun request goes first, and it is due
 // whatever another worker's clock says.
-const sqlFront = `
+const (
+	sqlFront = `
 SELECT coalesce(
     (SELECT id FROM requests WHERE account = ?1 AND began_at IS NOT NULL AND ` + unfinished + `
      ORDER BY due_at, seq LIMIT 1),
@@ -121,6 +122,11 @@ SELECT coalesce(
     ''),
     (SELECT due_at FROM requests WHERE account = ?1 AND due_at > ?2 AND ` + unfinished + `
      ORDER BY due_at LIMIT 1)`
+	// sqlBehindHead reads the due request behind one that has begun.
+	sqlBehindHead = `
+SELECT id FROM requests WHERE account = ?1 AND due_at <= ?2 AND id <> ?3 AND ` + unfinished + `
+ORDER BY due_at, seq LIMIT 1`
+)
 
 // Snapshot implements store.Lanes.
 func (s *Store) Snapshot(ctx context.Context, lane store.Claim, now time.Time) (snapshot store.Snapshot, err error) {
@@ -171,10 +177,35 @@ func (s *Store) Begin(ctx context.Context, claim store.Claim, id string, intent 
 		_, err = apply(ctx, tx, store.Key{Account: claim.Account, ID: id}, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
 			return r.Begin(laneRow, claim, intent)
 		})
+		if err == nil {
+			err = seeBehind(ctx, tx, claim, id, intent.Now)
+		}
 		return err
 	})
 	if err == nil {
 		cache.Marked(told, latest)
+	}
+	return err
+}
+
+// seeBehind reads the request behind the one that begins, for [store.Claim.Behind].
+func seeBehind(ctx context.Context, tx *sql.Tx, claim store.Claim, head string, now time.Time) error {
+	cache := rules.CacheOf(claim)
+	if cache == nil {
+		return nil
+	}
+	cache.SawBehind(nil)
+	var id string
+	err := tx.QueryRowContext(ctx, sqlBehindHead, claim.Account, micros(now), head).Scan(&id)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	row, err := readRequest(ctx, tx, store.Key{Account: claim.Account, ID: id})
+	if err == nil {
+		cache.SawBehind(row)
 	}
 	return err
 }
@@ -186,7 +217,11 @@ const sqlProgress = `UPDATE lanes SET lost_claims = 0 WHERE account = ?1`
 func (s *Store) Posted(ctx context.Context, claim store.Claim, id string, live store.LivePost) (jetpost.State, error) {
 	var state jetpost.State
 	cache := rules.CacheOf(claim)
+	told, latest := cache.Mark(), true
 	err := s.change(ctx, "record post", func(ctx context.Context, tx *sql.Tx) (err error) {
+		if latest, err = markTold(ctx, tx, told); err != nil {
+			return err
+		}
 		var change rules.Change
 		var row *rules.Row
 		state, err = apply(ctx, tx, store.Key{Account: claim.Account, ID: id}, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
@@ -202,7 +237,7 @@ func (s *Store) Posted(ctx context.Context, claim store.Claim, id string, live s
 			return err
 		}
 		// An earlier holder may report its post, too; it gets no snapshot.
-		if err := readAhead(ctx, tx, claim, live.Now); !errors.Is(err, store.ErrFenced) {
+		if err := follow(ctx, tx, claim, live); !errors.Is(err, store.ErrFenced) {
 			return err
 		}
 		return nil
@@ -211,7 +246,36 @@ func (s *Store) Posted(ctx context.Context, claim store.Claim, id string, live s
 		cache.Forget()
 		return "", err
 	}
+	cache.Marked(told, latest)
 	return state, nil
+}
+
+// follow commits the intent behind an outcome if the front of the lane is the request that
+// it is about, and reads the front for [store.Claim.Next].
+func follow(ctx context.Context, tx *sql.Tx, claim store.Claim, live store.LivePost) error {
+	snapshot, err := readFront(ctx, tx, claim, live.Now)
+	if err != nil {
+		return err
+	}
+	f := live.Following
+	if f == nil || snapshot.Head == nil || snapshot.Head.ID != f.ID {
+		rules.CacheOf(claim).Saw(rules.LaneRow{}, snapshot, nil, true)
+		return nil
+	}
+	_, err = apply(ctx, tx, snapshot.Head.Key, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
+		if r.Status.Revision != f.Revision {
+			return rules.Change{}, store.ErrNotRunnable
+		}
+		return r.Begin(laneRow, claim, f.Intent)
+	})
+	if err != nil && !errors.Is(err, store.ErrNotRunnable) {
+		return err
+	}
+	begun := err == nil
+	if err := readAhead(ctx, tx, claim, live.Now); err != nil || !begun {
+		return err
+	}
+	return seeBehind(ctx, tx, claim, f.ID, f.Intent.Now)
 }
 
 // Conclude implements store.Lanes.

@@ -12,6 +12,7 @@ import "github.com/jetpost/jetpost/store"
 type ClaimCache struct {
 	laneRow  LaneRow
 	head     *Row
+	behind   *Row // behind the head, as of the head's intent
 	snapshot *store.Snapshot
 	wrote    *store.Record
 	token    *store.Token
@@ -32,13 +33,32 @@ func (s *ClaimCache) Saw(laneRow LaneRow, snapshot store.Snapshot, head *Row, un
 	if s == nil {
 		return
 	}
-	s.laneRow, s.head, s.snapshot = laneRow, nil, nil
+	s.laneRow, s.head, s.behind, s.snapshot = laneRow, nil, nil, nil
 	if head != nil {
 		s.head = head.clone()
 	}
 	if unread {
 		s.snapshot = &snapshot
 	}
+}
+
+// SawBehind stores the request behind the head; nil if there is none.
+func (s *ClaimCache) SawBehind(row *Row) {
+	if s != nil {
+		s.behind = row
+	}
+}
+
+// Follow returns the row of the request behind the head as the intent leaves it, if the
+// holder may begin it.
+func (s *ClaimCache) Follow(claim store.Claim, f *store.Following) (*Row, Change, bool) {
+	if s == nil || f == nil || f.Intent.Post != 0 || len(f.Intent.MediaIDs) > 0 || s.behind == nil || s.behind.ID != f.ID || s.behind.Status.Revision != f.Revision {
+		return nil, Change{}, false
+	}
+	row := s.behind.clone()
+	change, err := row.Begin(s.laneRow, claim, f.Intent)
+	plain := change.Request && change.Quiet && change.WakeAt.IsZero() && row.Status.Reason == nil
+	return row, change, err == nil && plain
 }
 
 // SawToken stores the token that was read with the claim or with the front. A token that
@@ -72,7 +92,7 @@ func (s *ClaimCache) Write(head *Row) {
 // Forget makes the next step read everything again.
 func (s *ClaimCache) Forget() {
 	if s != nil {
-		s.head, s.snapshot, s.wrote = nil, nil, nil
+		s.head, s.behind, s.snapshot, s.wrote = nil, nil, nil, nil
 	}
 }
 
@@ -97,6 +117,14 @@ func (s *ClaimCache) Marked(told store.Revision, latest bool) {
 
 // Next implements store.ClaimMemory.
 func (s *ClaimCache) Next() (store.Snapshot, bool) { return handOut(&s.snapshot) }
+
+// Behind implements store.ClaimMemory. The row stays, for Follow.
+func (s *ClaimCache) Behind() (store.Record, bool) {
+	if s.behind == nil {
+		return store.Record{}, false
+	}
+	return s.behind.clone().Told(), true
+}
 
 // Token implements store.ClaimMemory.
 func (s *ClaimCache) Token() (store.Token, bool) { return handOut(&s.token) }

@@ -3,6 +3,7 @@ package storetest
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -63,6 +64,127 @@ func nextAfterPosted(t *testing.T, b *bundle) {
 	released, err := b.st.ReleaseLane(t.Context(), lane, next.Generation, time.Time{}, b.clock(t))
 	testkit.Must(t, err)
 	equal(t, "released though something woke since", released, false)
+}
+
+// following is the intent to send a request behind the head.
+func (b *bundle) following(behind store.Record) *store.Following {
+	intent := b.intent(0)
+	intent.MediaIDs = []string{}
+	return &store.Following{ID: behind.ID, Revision: behind.Status.Revision, Intent: intent}
+}
+
+// postedThen records the last post of a request, and begins the one behind it.
+func (b *bundle) postedThen(t *testing.T, lane store.Claim, id string, post int, behind store.Record) {
+	t.Helper()
+	_, err := b.st.Posted(t.Context(), lane, id, store.LivePost{Post: post, PostID: postID(id, post), Now: b.now, Following: b.following(behind)})
+	testkit.Must(t, err)
+}
+
+// follow: the intent of the request behind the head is committed with the head's last
+// outcome, as Begin commits it.
+func follow(t *testing.T, b *bundle) {
+	b.accept(t, b.acceptance("thread", 2))
+	b.acceptAll(t, "second", "third")
+	lane := b.claim(t)
+	_, _ = lane.Next()
+	_, ok := lane.Behind()
+	equal(t, "behind nothing that has begun", ok, false)
+	b.begin(t, lane, "thread", 0)
+	behind, ok := lane.Behind()
+	equal(t, "there is one behind", ok, true)
+	equal(t, "what is behind", behind, b.request(t, "second"))
+	b.postedThen(t, lane, "thread", 0, behind)
+	equal(t, "behind an unfinished thread", b.request(t, "second"), behind)
+	b.begin(t, lane, "thread", 1)
+	behind, ok = lane.Behind()
+	for _, id := range []string{"thread", "second"} {
+		equal(t, "there is one behind "+id, ok, true)
+		begun := behind
+		b.postedThen(t, lane, id, map[string]int{"thread": 1}[id], begun)
+		behind, ok = lane.Behind()
+		next, read := lane.Next()
+		equal(t, "a snapshot behind "+id, read, true)
+		equal(t, "what it sees", next, b.snapshot(t, store.Claim{Account: acme, Fence: lane.Fence}, b.now))
+		equal(t, "state of "+id, b.request(t, id).Status.State, jetpost.StatePublished)
+		r := b.request(t, begun.ID)
+		equal(t, "what is known of "+begun.ID, fmt.Sprint(next.Head.ID, r.Status.State, r.Status.Revision, r.Status.Attempts, r.Delivered, r.BeganAt.IsZero()),
+			fmt.Sprint(begun.ID, jetpost.StatePublishing, begun.Status.Revision+1, 1, begun.Delivered, false))
+		p, intent := r.Posts[0], b.intent(0)
+		equal(t, "post of "+begun.ID, fmt.Sprint(p.State, p.Attempt, p.ParentID, p.TextHash, p.NotAfter.UTC()),
+			fmt.Sprint(jetpost.PostSending, lane.Fence, intent.ParentID, intent.TextHash, intent.NotAfter.UTC()))
+	}
+	equal(t, "behind the last one", ok, false)
+	equal(t, "state", b.posted(t, lane, "third", 0, postID("third", 0)), jetpost.StatePublished)
+	next, ok := lane.Next()
+	if !ok || next.Head != nil {
+		t.Errorf("behind the last one stands %+v, %t", next.Head, ok)
+	}
+	for _, id := range []string{"second", "third"} {
+		equal(t, "attempts of "+id, b.request(t, id).Status.Attempts, 1)
+		pending, err := b.st.OutboxPending(t.Context(), b.now.Add(time.Hour), 10)
+		testkit.Must(t, err)
+		equal(t, "an event of it is pending", slices.Contains(pending, store.Key{Account: acme, ID: id}), true)
+	}
+}
+
+// followOutOfDate changes what a holder has read of the request behind. The outcome is
+// stored, and that request has not begun.
+func followOutOfDate(t *testing.T, b *bundle) {
+	const free = "UPDATE lanes SET lease_until = NULL, lease_owner = NULL WHERE account = 'acme'"
+	other := b.open(t, b.keys)
+	b.acceptAll(t, "failed")
+	lane := b.claim(t)
+	b.begin(t, lane, "failed", 0)
+	b.concludePost(t, lane, "failed", jetpost.StateFailed, jetpost.CodeRefusedByX, 0, jetpost.PostFailed)
+	b.release(t, lane, time.Time{})
+	for what, change := range map[string]func(key store.Key) error{
+		"cancelled": func(key store.Key) error { _, err := other.Cancel(t.Context(), key, b.now); return err },
+		"rescheduled": func(key store.Key) error {
+			_, err := other.Reschedule(t.Context(), key, b.now.Add(time.Hour), b.now)
+			return err
+		},
+		"changed": func(key store.Key) error { // it is still the next one
+			_, err := other.Reschedule(t.Context(), key, b.now.Add(-time.Minute), b.now)
+			return err
+		},
+		"paused": func(store.Key) error {
+			return other.PauseAccount(t.Context(), acme, jetpost.AccountPause(b.now, time.Time{}, "test"))
+		},
+		"overtaken": func(store.Key) error { // by one that has begun already
+			_, err := other.Replay(t.Context(), store.Key{Account: acme, ID: "failed"}, b.now)
+			return err
+		},
+		"held by another": func(store.Key) error {
+			b.ledger.Exec(t, free)
+			b.claim(t)
+			return nil
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			first, second := "before "+what, what
+			defer func() {
+				_, err := other.ResumeAccount(t.Context(), acme, b.now)
+				testkit.Must(t, err)
+				b.ledger.Exec(t, free)
+				for _, id := range []string{second, "failed"} {
+					_, _ = other.Cancel(t.Context(), store.Key{Account: acme, ID: id}, b.now) // it may be over
+				}
+			}()
+			b.acceptAll(t, first, second)
+			lane := b.claim(t)
+			b.begin(t, lane, first, 0)
+			behind, _ := lane.Behind()
+			equal(t, "behind", behind.ID, second)
+			testkit.Must(t, change(store.Key{Account: acme, ID: second}))
+			b.postedThen(t, lane, first, 0, behind)
+			equal(t, "the outcome", b.request(t, first).Status.State, jetpost.StatePublished)
+			r := b.request(t, second)
+			equal(t, "post", fmt.Sprint(r.Posts[0].State, r.Status.Attempts), fmt.Sprint(jetpost.PostPending, 0))
+			if next, read := lane.Next(); read {
+				equal(t, "what the holder sees", next, b.snapshot(t, lane, b.now))
+			}
+		})
+	}
 }
 
 // snapshotOutOfDate changes what a holder has read, before it writes.

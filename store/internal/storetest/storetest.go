@@ -133,6 +133,8 @@ func laneTests() []part {
 		{"ConcludeUnknown", concludeUnknown},
 		{"DueLanes", dueLanes},
 		{"ExtendLane", extendLane},
+		{"Follow", follow},
+		{"FollowOutOfDate", followOutOfDate},
 		{"Fences", fences},
 		{"Lanes", lanes},
 		{"SnapshotHead", snapshotHead},
