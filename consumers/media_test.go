@@ -325,12 +325,12 @@ func connectProxy(t *testing.T, host string, status int) (address *url.URL, aske
 			return
 		}
 		defer func() { _ = there.Close() }()
-		w.WriteHeader(http.StatusOK)
-		here, _, err := http.NewResponseController(w).Hijack()
+		here, read, err := http.NewResponseController(w).Hijack()
 		if err != nil {
 			return
 		}
-		go func() { _, _ = io.Copy(there, here) }()
+		_, _ = io.WriteString(here, "HTTP/1.1 200 OK\r\n\r\n") // the client sends nothing before
+		go func() { _, _ = io.Copy(there, read) }()
 		_, _ = io.Copy(here, there)
 		_ = here.Close()
 	}))
