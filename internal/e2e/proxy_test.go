@@ -52,13 +52,13 @@ func TestThroughProxy(t *testing.T) {
 			w.WriteHeader(http.StatusForbidden)
 			return
 		}
-		w.WriteHeader(http.StatusOK)
-		in, _, err := http.NewResponseController(w).Hijack()
+		in, read, err := http.NewResponseController(w).Hijack()
 		if err != nil {
 			return
 		}
+		_, _ = io.WriteString(in, "HTTP/1.1 200 OK\r\n\r\n") // the client sends nothing before
 		go func() {
-			_, _ = io.Copy(out, in)
+			_, _ = io.Copy(out, read)
 			_ = out.Close()
 		}()
 		_, _ = io.Copy(in, out)
