@@ -501,9 +501,9 @@ func admissionAsked() map[string][]string {
 	return map[string][]string{
 		"Ask":    {"consumers laneRun.reconcile", "consumers threadRun.post", "consumers uploads.fits", "internal/admission Pass.Permit", "internal/admission Pass.reserve"},
 		"Open":   {"consumers laneRun.advance"},
-		"Permit": {"consumers threadRun.intend", "internal/admission Call"},
+		"Permit": {"consumers threadRun.intend", "internal/admission Call", "internal/admission Pass.Ahead"},
 
-		"Active":     {"consumers desiredPause.holds", "internal/admission Gate.Over", "internal/admission Gate.Retell", "internal/admission Gate.Paused", "internal/admission Gate.keep", "internal/admission Pass.Open"},
+		"Active":     {"consumers desiredPause.holds", "internal/admission Gate.Over", "internal/admission Gate.Retell", "internal/admission Gate.Paused", "internal/admission Gate.keep", "internal/admission Pass.Ahead", "internal/admission Pass.Open"},
 		"Counting":   {"internal/admission Pass.short"},
 		"Exhausted":  {"internal/admission usedUpByApp", "internal/admission windowReason"},
 		"RateLimits": nil,
@@ -517,7 +517,7 @@ func admissionAsked() map[string][]string {
 		"Outage": {"consumers refreshHandler.claim", "internal/admission Pass.heard"},
 		"Paused": {
 			"consumers refreshHandler.claim", "consumers refreshHandler.one", "consumers refreshHandler.tick", "consumers refresher.Fresh",
-			"consumers sweeper.release", "internal/admission Pass.Open", "internal/admission Pass.Pause", "internal/admission Pass.heard",
+			"consumers sweeper.release", "internal/admission Pass.Ahead", "internal/admission Pass.Open", "internal/admission Pass.Pause", "internal/admission Pass.heard",
 			"internal/admission Pass.paused",
 		},
 	}

@@ -17,7 +17,7 @@ import (
 func (t *threadRun) ahead(ctx context.Context) *threadRun {
 	r, now := t.r, time.Now()
 	head, there := r.lane.Behind()
-	if !there || !r.goesOn(now) || r.pause.Active(now) || r.pause.Blocked(now) || !r.unpublishAt.IsZero() && !r.unpublishAt.After(now) {
+	if !there || !r.goesOn(now) || r.pause.Blocked(now) || !r.unpublishAt.IsZero() && !r.unpublishAt.After(now) {
 		return nil
 	}
 	if state := head.Status.State; state != jetpost.StateQueued && state != jetpost.StateScheduled {
@@ -31,7 +31,7 @@ func (t *threadRun) ahead(ctx context.Context) *threadRun {
 	if slices.ContainsFunc(request.Posts[1:], func(p jetpost.Post) bool { return tweettext.Measure(p.Text).Weight > tweettext.MaxWeight }) {
 		return nil // the account may have no subscription
 	}
-	permit, admitted := r.pass.Ahead(ctx, next.calls(0))
+	permit, admitted := r.pass.Ahead(ctx, r.pause, next.calls(0))
 	if !admitted {
 		return nil
 	}

@@ -221,7 +221,7 @@ func (p *Pass) Permit(ctx context.Context, c Calls) (*Permit, error) {
 // Ahead admits the call that follows the lane's call in flight, whose answer has come but is
 // not committed yet. It decides as Open and Permit do, but admits nothing where a condition
 // depends on more than this worker knows, or where that answer may change it.
-func (p *Pass) Ahead(ctx context.Context, c Calls) (*Permit, bool) {
+func (p *Pass) Ahead(ctx context.Context, pause store.Pause, c Calls) (*Permit, bool) {
 	now := time.Now()
 	limited := p.PostingLimits.PostsPerHour > 0 || p.PostingLimits.MinInterval > 0 || p.Budget != (Budget{}) || p.OwnLimit > 0
 	_, paused := p.Gate.Paused(TargetPublish, now)
@@ -229,7 +229,7 @@ func (p *Pass) Ahead(ctx context.Context, c Calls) (*Permit, bool) {
 	p.mu.Lock()
 	_, short := p.short(c, now)
 	p.mu.Unlock()
-	if limited || paused || scarce || short || p.reserved {
+	if limited || pause.Active(now) || paused || scarce || short || p.reserved {
 		return nil, false
 	}
 	c.SetAside = 0

@@ -168,6 +168,7 @@ func TestAhead(t *testing.T) {
 		"the worker stops":          {func(p *Pass) { stop := make(chan struct{}); close(stop); p.Stopping = stop }, false},
 		"the disk is full":          {func(p *Pass) { p.Room = func() error { return errors.New("full") } }, false},
 		"the breaker has tripped":   {func(p *Pass) { trip(t, p.Gate) }, false},
+		"the account is paused":     {func(*Pass) {}, false},
 		"the app is paused": {func(p *Pass) {
 			check(t, p.Gate.Pause(t.Context(), TargetPublish, jetpost.Reason{Code: jetpost.CodePausedByHand, Until: time.Now().Add(time.Hour)}, time.Now()))
 		}, false},
@@ -178,7 +179,11 @@ func TestAhead(t *testing.T) {
 			first, err := p.Permit(t.Context(), Calls{Endpoint: xapi.EndpointCreatePost, N: 1})
 			check(t, err)
 			tc.change(p)
-			next, admitted := p.Ahead(t.Context(), Calls{Endpoint: xapi.EndpointCreatePost, N: 1, SetAside: 1})
+			var pause store.Pause
+			if name == "the account is paused" {
+				pause = jetpost.AccountPause(time.Now(), time.Time{}, "test")
+			}
+			next, admitted := p.Ahead(t.Context(), pause, Calls{Endpoint: xapi.EndpointCreatePost, N: 1, SetAside: 1})
 			testkit.Equal(t, "admitted", admitted, tc.want)
 			_, paused := p.Gate.Paused(TargetPublish, time.Now())
 			testkit.Equal(t, "paused", paused, name == "the app is paused")
