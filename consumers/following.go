@@ -17,7 +17,7 @@ import (
 func (t *threadRun) ahead(ctx context.Context) *threadRun {
 	r, now := t.r, time.Now()
 	head, there := r.lane.Behind()
-	if !there || !r.goesOn(now) || r.pause.Blocked(now) || !r.unpublishAt.IsZero() && !r.unpublishAt.After(now) {
+	if !there || !r.goesOn(now) || r.pause.Blocked(now) || r.deletes(now) {
 		return nil
 	}
 	if state := head.Status.State; state != jetpost.StateQueued && state != jetpost.StateScheduled {
@@ -39,7 +39,7 @@ func (t *threadRun) ahead(ctx context.Context) *threadRun {
 	return next
 }
 
-// following returns the intent of the first post; nil for a nil t.
+// following returns the intent of the first post; nil if there is no such request.
 func (t *threadRun) following(now time.Time) *store.Following {
 	if t == nil {
 		return nil
@@ -75,7 +75,7 @@ func (r *laneRun) take(head *store.Record) *threadRun {
 	return t
 }
 
-// drop gives up the call that was admitted and is not made.
+// drop gives back the permit of a call that is not made.
 func (r *laneRun) drop() {
 	if r.next != nil {
 		r.next.drop()

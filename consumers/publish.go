@@ -139,7 +139,7 @@ func (r *laneRun) run(ctx context.Context) error {
 			continue
 		}
 		goesOn := r.goesOn(now)
-		if at := snap.UnpublishAt; goesOn && !at.IsZero() && !at.After(now) {
+		if goesOn && r.deletes(now) {
 			if err := r.unpublish(ctx, snap.Generation); err != nil {
 				return err
 			}
@@ -170,6 +170,11 @@ func (r *laneRun) run(ctx context.Context) error {
 // goesOn reports whether this run may begin something.
 func (r *laneRun) goesOn(now time.Time) bool {
 	return !r.d.stopping() && !now.After(r.until) && r.h.Room.Err() == nil
+}
+
+// deletes reports whether the lane continues with a deletion before anything else.
+func (r *laneRun) deletes(now time.Time) bool {
+	return !r.unpublishAt.IsZero() && !r.unpublishAt.After(now)
 }
 
 // runnable returns the head if it may go on now, or the time when it may; zero means after
@@ -332,6 +337,7 @@ type threadRun struct {
 // post sends the posts in order, each as a reply to the one before it. The steps of a post
 // are admission, the commit of the intent, the call, and the commit of the outcome.
 func (t *threadRun) post(ctx context.Context, parent string) attempt {
+	defer t.drop()
 	var err error
 	if t.permit == nil {
 		err = t.r.pass.Ask(ctx, t.calls(t.from))
@@ -341,12 +347,10 @@ func (t *threadRun) post(ctx context.Context, parent string) attempt {
 	}
 	switch {
 	case err != nil && t.begun >= 0:
-		t.drop()
 		return t.ended(ctx, err)
 	case err != nil:
 		return t.r.left(t.head, err)
 	}
-	defer t.drop()
 	defer t.uploads.end()
 	defer t.r.pass.GiveBack(ctx)
 	for i := t.from; i < len(t.request.Posts); i++ {

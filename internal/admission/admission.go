@@ -223,7 +223,7 @@ func (p *Pass) Permit(ctx context.Context, c Calls) (*Permit, error) {
 // depends on more than this worker knows, or where that answer may change it.
 func (p *Pass) Ahead(ctx context.Context, pause store.Pause, c Calls) (*Permit, bool) {
 	now := time.Now()
-	limited := p.PostingLimits.PostsPerHour > 0 || p.PostingLimits.MinInterval > 0 || p.Budget != (Budget{}) || p.OwnLimit > 0
+	limited := p.PostingLimits.countPosts() || p.monthly() != (Budget{})
 	_, paused := p.Gate.Paused(TargetPublish, now)
 	_, scarce := p.Windows.scarce(now)
 	p.mu.Lock()

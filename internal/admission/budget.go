@@ -21,12 +21,18 @@ type Budget struct {
 	Account int64 // of each account that has no limit of its own
 }
 
-// budget returns a *WaitError if a monthly limit holds a request that has not begun.
-func (p *Pass) budget(ctx context.Context, head *store.Record, now time.Time) error {
+// monthly returns the limits that hold for the lane's account.
+func (p *Pass) monthly() Budget {
 	limit := p.Budget
 	if p.OwnLimit > 0 {
 		limit.Account = p.OwnLimit
 	}
+	return limit
+}
+
+// budget returns a *WaitError if a monthly limit holds a request that has not begun.
+func (p *Pass) budget(ctx context.Context, head *store.Record, now time.Time) error {
+	limit := p.monthly()
 	if limit == (Budget{}) || !begins(head) {
 		return nil
 	}

@@ -157,10 +157,14 @@ func TestAhead(t *testing.T) {
 		change func(*Pass)
 		want   bool
 	}{
-		"nothing is known":          {func(*Pass) {}, true},
-		"windows have calls left":   {window(xapi.Window{Account: "acme", Kind: xapi.Window15Min, Limit: 50, Remaining: 2}), true},
-		"the account's is used up":  {window(xapi.Window{Account: "acme", Kind: xapi.Window15Min, Limit: 50, Remaining: 1}), false},
-		"the app's gets scarce":     {window(xapi.Window{Kind: xapi.WindowApp24h, Limit: 10_000, Remaining: 1000}), false},
+		"nothing is known":         {func(*Pass) {}, true},
+		"windows have calls left":  {window(xapi.Window{Account: "acme", Kind: xapi.Window15Min, Limit: 50, Remaining: 2}), true},
+		"the account's is used up": {window(xapi.Window{Account: "acme", Kind: xapi.Window15Min, Limit: 50, Remaining: 1}), false},
+		"the app's gets scarce":    {window(xapi.Window{Kind: xapi.WindowApp24h, Limit: 10_000, Remaining: 1000}), false},
+		"one of the app's two is used up": {func(p *Pass) { // with the call in flight
+			window(xapi.Window{Kind: xapi.Window15Min, Limit: 10_000, Remaining: 9000})(p)
+			window(xapi.Window{Kind: xapi.WindowApp24h, Limit: 10_000, Remaining: 1})(p)
+		}, false},
 		"an interval between posts": {func(p *Pass) { p.PostingLimits.MinInterval = time.Minute }, false},
 		"a limit of posts an hour":  {func(p *Pass) { p.PostingLimits.PostsPerHour = 100 }, false},
 		"a monthly limit":           {func(p *Pass) { p.Budget.App = 1 }, false},

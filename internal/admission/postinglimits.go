@@ -35,6 +35,9 @@ type PostingLimits struct {
 	ExpireAfter time.Duration
 }
 
+// countPosts reports whether the account's live posts have to be counted.
+func (f PostingLimits) countPosts() bool { return f.PostsPerHour > 0 || f.MinInterval > 0 }
+
 // hour is the period of PostsPerHour.
 const hour = time.Hour
 
@@ -51,7 +54,7 @@ func (f PostingLimits) TooLate(head *store.Record, now time.Time) (detail string
 // postingLimit returns a *WaitError if the posting limits hold a request that has not begun.
 func (p *Pass) postingLimit(ctx context.Context, head *store.Record, now time.Time) error {
 	f := p.PostingLimits
-	if f.PostsPerHour == 0 && f.MinInterval == 0 || !begins(head) {
+	if !f.countPosts() || !begins(head) {
 		return nil
 	}
 	sent, err := p.Ledger.Sent(ctx, head.Account, now.Add(-f.checksBack()), max(f.PostsPerHour, 1))

@@ -114,13 +114,13 @@ func (c Config) enoughRoom() error {
 	return nil
 }
 
-// roomHolds is how long a measured disk is not measured again: far less than it takes to
-// write health.DiskFull.
-const roomHolds = 100 * time.Millisecond
+// roomInterval is the least time between two measurements of the disks by a worker: far less
+// than it takes to write health.DiskFull.
+const roomInterval = 100 * time.Millisecond
 
-// measuredAtTimes returns a check whose result holds for roomHolds, for callers that ask
-// before every call to X.
-func measuredAtTimes(check func() error) func() error {
+// throttle returns a check that runs once in roomInterval at most, and returns the latest
+// result in between.
+func throttle(check func() error) func() error {
 	var mu sync.Mutex
 	var result error
 	var until time.Time
@@ -128,7 +128,7 @@ func measuredAtTimes(check func() error) func() error {
 		mu.Lock()
 		defer mu.Unlock()
 		if now := time.Now(); !now.Before(until) {
-			result, until = check(), now.Add(roomHolds)
+			result, until = check(), now.Add(roomInterval)
 		}
 		return result
 	}

@@ -9,14 +9,14 @@ import (
 	"github.com/jetpost/jetpost/internal/testkit"
 )
 
-// TestDiskIsMeasuredAtTimes: a disk is measured once in a while, and what was found is
-// found until then.
-func TestDiskIsMeasuredAtTimes(t *testing.T) {
+// TestRoomCheckIsThrottled: the disks are measured once in an interval, and the
+// result is returned in between.
+func TestRoomCheckIsThrottled(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		full := errors.New("full")
 		measured := 0
-		check := measuredAtTimes(func() error {
+		check := throttle(func() error {
 			if measured++; measured == 1 {
 				return nil
 			}
@@ -25,7 +25,7 @@ func TestDiskIsMeasuredAtTimes(t *testing.T) {
 		for range 3 {
 			testkit.Must(t, check())
 		}
-		<-time.After(roomHolds)
+		<-time.After(roomInterval)
 		for range 3 {
 			testkit.Equal(t, "once it is full", check(), full)
 		}

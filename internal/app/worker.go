@@ -145,7 +145,7 @@ func (w *Worker) wire(ctx context.Context, ledgerID string) (err error) {
 		XURL: cfg.X.URL, Scale: consumers.Scale{Minute: cfg.X.Minute},
 		Roles: cfg.Roles, Slots: cfg.Slots, Lease: cfg.Lease, ExchangeLease: cfg.Refresh.Lease,
 		RefreshWindow: cfg.Refresh.Window, RefreshBatch: cfg.Refresh.Batch, RefreshBatchTime: cfg.Refresh.BatchTime,
-		Rules: cfg.Rules, PostingLimits: cfg.PostingLimits, Budget: cfg.Budget, MediaAllow: cfg.MediaAllow, KeepFinished: cfg.KeepFinished, Room: measuredAtTimes(cfg.enoughRoom),
+		Rules: cfg.Rules, PostingLimits: cfg.PostingLimits, Budget: cfg.Budget, MediaAllow: cfg.MediaAllow, KeepFinished: cfg.KeepFinished, Room: throttle(cfg.enoughRoom),
 		Observe: w.metrics.Observe, Watch: cfg.Traces.Watch(w.metrics.Watch), Tracer: cfg.Traces.Tracer(),
 		Started: w.begin,
 	})

@@ -79,16 +79,16 @@ func Wait(t T, what string, c <-chan struct{}) {
 // free until that server takes it.
 func ClosedAddress(t T) string {
 	t.Helper()
-	const lowest, beyond = 15_000, 32_000
-	for {
+	const lowest, beyond, tries = 15_000, 32_000, 100
+	var err error
+	for range tries {
 		address := fmt.Sprintf("127.0.0.1:%d", lowest+rand.IntN(beyond-lowest))
-		l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", address)
-		if t.Context().Err() != nil {
-			t.Fatal(err)
-		}
-		if err == nil {
+		var l net.Listener
+		if l, err = (&net.ListenConfig{}).Listen(t.Context(), "tcp", address); err == nil {
 			Must(t, l.Close())
 			return address
 		}
 	}
+	t.Fatalf("find a free port: %v", err)
+	return ""
 }

@@ -205,9 +205,7 @@ func (s *Store) write(ctx context.Context, what string, claim store.Claim, id st
 					cache.Saw(out.laneRow, out.snapshot, st.follows, true)
 					cache.SawBehind(out.head)
 				case st.begins:
-					if cache.SawBehind(nil); out.read {
-						cache.SawBehind(out.head)
-					}
+					cache.SawBehind(out.head)
 				case out.read:
 					cache.Saw(out.laneRow, out.snapshot, out.head, true)
 				}

@@ -8,19 +8,25 @@ import (
 	"github.com/jetpost/jetpost/store/internal/rules"
 )
 
-// TestPrunePassesOverLockedLanes: whoever changes an account's queue is not waited for,
-// nobody waits for a batch that takes long, and a worker's steps wait for none.
-func TestPrunePassesOverLockedLanes(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
+// setupPrunable has one request, "old", that prune prunes.
+func setupPrunable(t *testing.T) (b *testBundle, prune func() (store.Pruned, error)) {
+	t.Helper()
+	b = setup(t)
 	_, err := b.st.Accept(t.Context(), b.acceptance("old"))
 	check(t, err)
 	_, err = b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "old"}, b.now)
 	check(t, err)
 	execute(t, b.url, "DELETE FROM outbox")
-	prune := func() (store.Pruned, error) {
+	return b, func() (store.Pruned, error) {
 		return b.st.Prune(t.Context(), acme, []string{"old"}, time.Now().Add(time.Hour))
 	}
+}
+
+// TestPrunePassesOverLockedLanes: whoever changes an account's queue is not waited for,
+// nobody waits for a batch that takes long, and a worker's steps wait for none.
+func TestPrunePassesOverLockedLanes(t *testing.T) {
+	t.Parallel()
+	b, prune := setupPrunable(t)
 	holder := connect(t, b.url)
 	for _, test := range []struct {
 		name, lock string
@@ -63,15 +69,10 @@ func TestPrunePassesOverLockedLanes(t *testing.T) {
 // TestPruneTakenBack: a batch whose commit fails has pruned nothing, and says so.
 func TestPruneTakenBack(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	_, err := b.st.Accept(t.Context(), b.acceptance("old"))
-	check(t, err)
-	_, err = b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "old"}, b.now)
-	check(t, err)
-	execute(t, b.url, "DELETE FROM outbox")
+	b, prune := setupPrunable(t)
 	execute(t, b.url, `CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$`)
 	execute(t, b.url, `CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON pruned DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()`)
-	got, err := b.st.Prune(t.Context(), acme, []string{"old"}, time.Now().Add(time.Hour))
+	got, err := prune()
 	if err == nil || got != (store.Pruned{}) {
 		t.Errorf("pruned %+v, %v; want nothing and an error", got, err)
 	}

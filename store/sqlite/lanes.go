@@ -110,9 +110,9 @@ func (s *Store) DueLanes(ctx context.Context, now time.Time, limit int) (account
 	return accounts, err
 }
 
-// sqlFront reads the front of a queue. A begun request goes first, and it is due
-// whatever another worker's clock says.
 const (
+	// sqlFront reads the front of a queue. A begun request goes first, and it is due
+	// whatever another worker's clock says.
 	sqlFront = `
 SELECT coalesce(
     (SELECT id FROM requests WHERE account = ?1 AND began_at IS NOT NULL AND ` + unfinished + `
@@ -250,29 +250,28 @@ func (s *Store) Posted(ctx context.Context, claim store.Claim, id string, live s
 	return state, nil
 }
 
-// follow commits the intent behind an outcome if the front of the lane is the request that
-// it is about, and reads the front for [store.Claim.Next].
+// follow reads the front of the lane for [store.Claim.Next]. If that is the request of
+// live.Following, it commits its intent before.
 func follow(ctx context.Context, tx *sql.Tx, claim store.Claim, live store.LivePost) error {
 	snapshot, err := readFront(ctx, tx, claim, live.Now)
 	if err != nil {
 		return err
 	}
-	f := live.Following
-	if f == nil || snapshot.Head == nil || snapshot.Head.ID != f.ID {
+	f, head := live.Following, snapshot.Head
+	begins := f != nil && head != nil && head.ID == f.ID && head.Status.Revision == f.Revision
+	if begins {
+		_, err = apply(ctx, tx, head.Key, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
+			return r.Begin(laneRow, claim, f.Intent)
+		})
+		if begins = err == nil; !begins && !errors.Is(err, store.ErrNotRunnable) {
+			return err
+		}
+	}
+	if !begins {
 		rules.CacheOf(claim).Saw(rules.LaneRow{}, snapshot, nil, true)
 		return nil
 	}
-	_, err = apply(ctx, tx, snapshot.Head.Key, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
-		if r.Status.Revision != f.Revision {
-			return rules.Change{}, store.ErrNotRunnable
-		}
-		return r.Begin(laneRow, claim, f.Intent)
-	})
-	if err != nil && !errors.Is(err, store.ErrNotRunnable) {
-		return err
-	}
-	begun := err == nil
-	if err := readAhead(ctx, tx, claim, live.Now); err != nil || !begun {
+	if err := readAhead(ctx, tx, claim, live.Now); err != nil {
 		return err
 	}
 	return seeBehind(ctx, tx, claim, f.ID, f.Intent.Now)
