@@ -38,6 +38,7 @@ func (r *Row) lookFor(line LaneRow, post int, now time.Time) {
 	p.State, p.Attempt, p.Checks, p.AbsentAt = jetpost.PostSending, max(line.Fence, 1), 0, time.Time{}
 	p.ParentID = r.parent(post)
 	r.Holds = 0
+	r.begun(now)
 	r.Status.Attempts++ // as of one whose answer was lost
 	r.move(jetpost.StateHeld, jetpost.EventRequestHeld, &jetpost.Reason{
 		Code: jetpost.CodeReconciling, Detail: "the database was restored; the account's posts are looked at first", Until: now,

@@ -134,3 +134,16 @@ func doubtAbsent(t *testing.T, b *bundle) {
 	testkit.Must(t, err)
 	equal(t, "sent after a person's word", b.publish(t, lane, "resolved", 0), jetpost.StatePublished)
 }
+
+// doubtSettled: a person says that a post is live which nobody is known to have begun, and
+// a check that finds nothing leaves its request unknown.
+func doubtSettled(t *testing.T, b *bundle) {
+	b.acceptAll(t, "live", "unknown")
+	b.doubtful(t, "live", true)
+	b.doubtful(t, "unknown", true)
+	state, err := b.st.Resolve(t.Context(), store.Key{Account: acme, ID: "live"}, postID("live", 0), b.now)
+	testkit.Must(t, err)
+	equal(t, "state", state, jetpost.StatePublished)
+	b.concludePost(t, b.claim(t), "unknown", jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, 0, jetpost.PostSending)
+	b.state(t, "unknown", jetpost.StateUnknown, jetpost.CodeOutcomeUnknown, jetpost.EventRequestUnknown)
+}

@@ -91,6 +91,7 @@ func requestTests() []part {
 		{"PruneUnread", pruneUnread},
 		{"Reconcile", reconcile},
 		{"Doubt", doubtRestored},
+		{"DoubtSettled", doubtSettled},
 		{"DoubtAbsent", doubtAbsent},
 		{"Rebuild", rebuild},
 		{"RebuildLostBody", rebuildLostBody},
