@@ -23,6 +23,7 @@ import (
 	"github.com/jetpost/jetpost/consumers"
 	"github.com/jetpost/jetpost/internal/control"
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 	"github.com/jetpost/jetpost/xapi"
@@ -376,6 +377,7 @@ func dieIn(t *testing.T, b *bundle, op killable, gap string, nth int) {
 		op.prepare(b, id)
 	}
 	var first *dying
+	connections := b.server.NumClients()
 	stop := b.serve("first", func(ledger store.Store, nc *nats.Conn) store.Store {
 		first = &dying{Store: ledger, nc: nc, gap: gap, nth: nth, dead: make(chan struct{})}
 		return first
@@ -392,6 +394,9 @@ func dieIn(t *testing.T, b *bundle, op killable, gap string, nth int) {
 	killed := ctx.Err() != nil
 	cancel()
 	stop()
+	if killed { // a server that has not noticed yet hands the repeat to the dead
+		testkit.Eventually(t, "the server to drop the connection", func() bool { return b.server.NumClients() <= connections })
+	}
 	if killed == (err == nil) {
 		t.Fatalf("killed: %t, yet the call ends with %v", killed, err)
 	}
