@@ -31,7 +31,16 @@ type Acceptance struct {
 	// FindSameText makes the result name a request of another account that posts one of
 	// the texts.
 	FindSameText bool
-	Now          time.Time
+	// Claim asks for the account's lane with the acceptance; nil does not. Of several
+	// acceptances of an account, the first that asks counts.
+	Claim *LaneClaim
+	Now   time.Time
+}
+
+// LaneClaim names who claims a lane, and for how long (see [Lanes.ClaimLane]).
+type LaneClaim struct {
+	Worker string
+	Lease  time.Duration
 }
 
 // Key is the identity of the request.
@@ -86,6 +95,9 @@ type Received struct {
 	// them names the other. SameTextErr is the error of that query.
 	SameText    Key
 	SameTextErr error
+	// Claim is the claim of the account's lane, as of all acceptances; nil if it was not
+	// asked for, if somebody holds the lane, or if a text may be refused.
+	Claim *Claim
 }
 
 // JobFailure is a failure that the job itself caused: everything that it depends on
@@ -105,7 +117,8 @@ type Intake interface {
 	Accept(ctx context.Context, in Acceptance) (Decision, error)
 	// AcceptMany accepts requests in their order in one transaction, each with its own
 	// decision, for the holder of the lease. ErrFenced: another owner took the lease,
-	// and nothing was accepted. The zero lease is not checked.
+	// and nothing was accepted. The zero lease is not checked. With the acceptance of a
+	// request it claims the account's lane where that is asked for and nobody holds it.
 	AcceptMany(ctx context.Context, lease Lease, in []Acceptance) ([]Received, error)
 	// JobFailed counts a failure of a job and returns how many it has had. It deletes
 	// counts that are older than 30 days.

@@ -506,23 +506,45 @@ func TestClaimGivenUp(t *testing.T) {
 	t.Parallel()
 	p := behind(t)
 	p.ready(t, "ClaimLane", statement)
-	claim := func() (store.Claim, bool, error) { return p.st.ClaimLane(t.Context(), acme, "worker", lease, p.now) }
+	p.claimsGivenUp(t, "ClaimLane", statement, func() error {
+		_, _, err := p.st.ClaimLane(t.Context(), acme, "worker", lease, p.now)
+		return err
+	})
+}
+
+// TestClaimWithAcceptanceGivenUp is TestClaimGivenUp for claims that come with an
+// acceptance: their worker gets the lane, with the acceptance again or by itself.
+func TestClaimWithAcceptanceGivenUp(t *testing.T) {
+	t.Parallel()
+	p := behind(t)
+	in := p.acceptance("r")
+	in.Claim = &store.LaneClaim{Worker: "worker", Lease: lease}
+	p.ready(t, "Accept", prepared(sqlCommit))
+	p.claimsGivenUp(t, "Accept", prepared(sqlCommit), func() error {
+		return errorOf(p.st.AcceptMany(t.Context(), store.Lease{}, []store.Acceptance{in}))
+	})
+}
+
+// claimsGivenUp makes claims without an answer, and then one with an answer.
+func (p *proxied) claimsGivenUp(t *testing.T, warm, word string, claim func() error) {
+	t.Helper()
 	for range 3 {
-		noted := p.proxy.LoseAnswers(statement)
+		noted := p.proxy.LoseAnswers(word)
 		p.st.bound(patience{call: soon, report: soon})
-		if _, _, err := claim(); !store.Unavailable(err) {
+		if err := claim(); !store.Unavailable(err) {
 			t.Fatalf("error is %v, want an UnavailableError", err)
 		}
 		<-noted
 		p.proxy.Heal()
 		p.answers(t)
-		p.warm(t, "ClaimLane")
+		p.warm(t, warm)
 	}
-	lane, claimed, err := claim()
+	another := func() (store.Claim, bool, error) { return p.st.ClaimLane(t.Context(), acme, "worker", lease, p.now) }
+	lane, claimed, err := another()
 	if err != nil || !claimed || lane.LostClaims != 0 {
 		t.Errorf("claimed: %t, %v; lost claims: %d", claimed, err, lane.LostClaims)
 	}
-	if _, claimed, _ := claim(); claimed {
+	if _, claimed, _ := another(); claimed {
 		t.Error("a claim that is known was taken from its worker")
 	}
 }

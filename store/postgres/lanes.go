@@ -56,19 +56,24 @@ func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease tim
 	}()
 	out, err := s.steps.do(ctx, step{act: actClaim, account: account, owner: worker, claim: id, before: before, lease: lease, now: now, next: true})
 	if err == nil && out.found {
-		cache := &rules.ClaimCache{}
-		if out.read {
-			cache.Saw(out.laneRow, out.snapshot, out.head, true)
-		}
-		if out.token != nil {
-			cache.SawToken(s.sealer, *out.token)
-		}
-		return store.Claim{Account: account, Fence: out.fence, LostClaims: out.lost - 1, Memory: cache}, true, nil
+		return s.claimed(account, out), true, nil
 	}
 	if err == nil { // another worker holds it, or there is no such lane
 		err = missing(s.db.QueryRow(ctx, sqlLaneExists, account).Scan(&account), store.ErrNotFound)
 	}
 	return store.Claim{}, false, s.wrap("claim lane", err)
+}
+
+// claimed is the claim of a step that took a lane.
+func (s *Store) claimed(account string, out stepped) store.Claim {
+	cache := &rules.ClaimCache{}
+	if out.read {
+		cache.Saw(out.laneRow, out.snapshot, out.head, true)
+	}
+	if out.token != nil {
+		cache.SawToken(s.sealer, *out.token)
+	}
+	return store.Claim{Account: account, Fence: out.fence, LostClaims: out.lost - 1, Memory: cache}
 }
 
 const sqlExtendLane = `

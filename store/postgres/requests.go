@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -116,6 +118,9 @@ func (s *Store) accept(ctx context.Context, group []*waitingArrival) error {
 	}
 	err := s.pipeline(ctx, a.read, a.write)
 	if err != nil && !a.committed {
+		for _, w := range a.claims { // they may have been committed
+			s.givenUp.keep(w.ask.account, append(w.ask.before, w.ask.claim))
+		}
 		if len(group) > 1 {
 			s.apart.Store(time.Now().Add(acceptApart).UnixNano())
 		}
@@ -124,6 +129,11 @@ func (s *Store) accept(ctx context.Context, group []*waitingArrival) error {
 	received := a.b.Received(a.in, a.decisions)
 	for i, place := range a.asked { // a failed lookup takes nothing back
 		received[place].SameText, received[place].SameTextErr = a.found[i], s.wrap("look for equal texts", err)
+	}
+	for _, w := range a.claims {
+		if w.answer.found {
+			received[w.place].Claim = new(s.claimed(w.ask.account, w.answer))
+		}
 	}
 	for _, w := range group {
 		w.answer, received = received[:len(w.ask.in)], received[len(w.ask.in):]
@@ -139,9 +149,16 @@ type accepting struct {
 	in     []store.Acceptance
 
 	decisions []store.Decision
+	claims    []claiming // of lanes, in the order of their accounts
 	committed bool
 	asked     []int             // the places of those whose texts are looked up
 	found     map[int]store.Key // requests with the same text, by the place in asked
+}
+
+// claiming is the claim of a lane, and the place of the acceptance that asks for it.
+type claiming struct {
+	*waitingStep
+	place int
 }
 
 // read locks the lanes and reads them, and the requests that exist already.
@@ -181,6 +198,7 @@ func (a *accepting) write(ctx context.Context, batch *pgx.Batch) error {
 	if err := a.s.enter(ctx, queued{batch}, a.b); err != nil {
 		return err
 	}
+	a.claim(batch)
 	batch.Queue(sqlCommit).Exec(func(pgconn.CommandTag) error {
 		a.committed = true
 		return nil
@@ -202,6 +220,30 @@ func (a *accepting) write(ctx context.Context, batch *pgx.Batch) error {
 		}, sqlSameTexts, arguments...)
 	}
 	return nil
+}
+
+// claim claims the lanes that are asked for. Their rows are locked already.
+func (a *accepting) claim(batch *pgx.Batch) {
+	asked, now := map[string]bool{}, rules.LatestOf(a.in)
+	for i := range a.in {
+		account, by := a.in[i].Request.Account, a.in[i].Claim
+		if by == nil || asked[account] || a.decisions[i] == store.NoAccount {
+			continue
+		}
+		asked[account] = true
+		a.claims = append(a.claims, claiming{place: i, waitingStep: &waitingStep{ask: step{
+			act: actClaim, account: account, owner: by.Worker, claim: uuid.NewString(), before: a.s.givenUp.take(account), lease: by.Lease, now: now, next: true,
+		}}})
+	}
+	if len(a.claims) == 0 {
+		return
+	}
+	slices.SortFunc(a.claims, func(a, b claiming) int { return strings.Compare(a.ask.account, b.ask.account) })
+	group := make([]*waitingStep, len(a.claims))
+	for i, c := range a.claims {
+		group[i] = c.waitingStep
+	}
+	a.s.queueSteps(batch, group)
 }
 
 // acceptInTurn accepts one request after the other. A request that may fail for the

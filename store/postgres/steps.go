@@ -307,6 +307,13 @@ const headColumns = `coalesce(h.account, ''), coalesce(h.id, ''), coalesce(h.seq
 func (s *Store) execSteps(group []*waitingStep) (err error) {
 	ctx, cancel := context.WithTimeout(group[0].ctx, s.patience.call)
 	defer cancel()
+	batch := &pgx.Batch{}
+	s.queueSteps(batch, group)
+	return s.pool.SendBatch(ctx, batch).Close()
+}
+
+// queueSteps adds the two statements to a batch.
+func (s *Store) queueSteps(batch *pgx.Batch, group []*waitingStep) {
 	byLane := make(map[string]*waitingStep, len(group))
 	var readers []string
 	for _, w := range group {
@@ -316,7 +323,6 @@ func (s *Store) execSteps(group []*waitingStep) (err error) {
 			readers = append(readers, w.ask.account)
 		}
 	}
-	batch := &pgx.Batch{}
 	batch.Queue(sqlStep, s.columns(group)...).Query(func(rows pgx.Rows) error {
 		_, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (struct{}, error) {
 			account, out, err := scanStep(row)
@@ -336,7 +342,6 @@ func (s *Store) execSteps(group []*waitingStep) (err error) {
 			return err
 		})
 	}
-	return s.pool.SendBatch(ctx, batch).Close()
 }
 
 // columns turns steps into the arrays of sqlStep. A time that is not given is the

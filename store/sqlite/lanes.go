@@ -19,14 +19,9 @@ RETURNING fence, lost_claims - 1`
 
 // ClaimLane implements store.Lanes.
 func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease time.Duration, now time.Time) (lane store.Claim, claimed bool, err error) {
-	err = s.change(ctx, "claim lane", func(ctx context.Context, tx *sql.Tx) error {
-		lane = store.Claim{Account: account, Memory: &rules.ClaimCache{}}
-		err := tx.QueryRowContext(ctx, sqlClaimLane, account, worker, micros(now.Add(lease)), micros(now)).
-			Scan(&lane.Fence, &lane.LostClaims)
-		if claimed = err == nil; claimed {
-			return readAhead(ctx, tx, lane, now)
-		}
-		if errors.Is(err, sql.ErrNoRows) {
+	err = s.change(ctx, "claim lane", func(ctx context.Context, tx *sql.Tx) (err error) {
+		lane, claimed, err = claimLane(ctx, tx, account, store.LaneClaim{Worker: worker, Lease: lease}, now)
+		if err == nil && !claimed {
 			_, err = readLane(ctx, tx, account)
 		}
 		return err
@@ -35,6 +30,20 @@ func (s *Store) ClaimLane(ctx context.Context, account, worker string, lease tim
 		return store.Claim{}, false, err
 	}
 	return lane, true, nil
+}
+
+// claimLane claims a lane if there is one and nobody holds it.
+func claimLane(ctx context.Context, tx *sql.Tx, account string, by store.LaneClaim, now time.Time) (store.Claim, bool, error) {
+	lane := store.Claim{Account: account, Memory: &rules.ClaimCache{}}
+	err := tx.QueryRowContext(ctx, sqlClaimLane, account, by.Worker, micros(now.Add(by.Lease)), micros(now)).
+		Scan(&lane.Fence, &lane.LostClaims)
+	if errors.Is(err, sql.ErrNoRows) {
+		return store.Claim{}, false, nil
+	}
+	if err == nil {
+		err = readAhead(ctx, tx, lane, now)
+	}
+	return lane, err == nil, err
 }
 
 const sqlExtendLane = `

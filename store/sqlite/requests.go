@@ -61,13 +61,33 @@ func (s *Store) AcceptMany(ctx context.Context, lease store.Lease, in []store.Ac
 				return err
 			}
 		}
-		return nil
+		return claimLanes(ctx, tx, in, out)
 	})
 	if err != nil {
 		return nil, err
 	}
 	s.findTexts(ctx, in, out)
 	return out, nil
+}
+
+// claimLanes claims the lanes that acceptances ask for.
+func claimLanes(ctx context.Context, tx *sql.Tx, in []store.Acceptance, out []store.Received) error {
+	asked, now := map[string]bool{}, rules.LatestOf(in)
+	for i := range in {
+		account, by := in[i].Request.Account, in[i].Claim
+		if by == nil || asked[account] || in[i].RefuseSameText {
+			continue
+		}
+		asked[account] = true
+		lane, claimed, err := claimLane(ctx, tx, account, *by, now)
+		if err != nil {
+			return err
+		}
+		if claimed {
+			out[i].Claim = &lane
+		}
+	}
+	return nil
 }
 
 // findTexts looks up the texts of new requests once the requests are visible: if two

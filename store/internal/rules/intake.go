@@ -98,6 +98,17 @@ func (r *Row) AcceptAgain(in store.Acceptance) (store.Decision, Change) {
 	}
 }
 
+// LatestOf is the time of the latest of some acceptances, when all of them are due that are
+// due at once.
+func LatestOf(in []store.Acceptance) (now time.Time) {
+	for i := range in {
+		if in[i].Now.After(now) {
+			now = in[i].Now
+		}
+	}
+	return now
+}
+
 // Batch is the rule of [store.Intake.AcceptMany]. It holds the lanes and requests that
 // the acceptances name, as a driver has read them, and afterwards what the driver must
 // write.

@@ -123,6 +123,61 @@ func (b *bundle) record(t *testing.T, key store.Key) store.Record {
 	return record
 }
 
+// acceptClaims: an acceptance that asks for its account's lane gets it as ClaimLane gives it,
+// if nobody holds it.
+func acceptClaims(t *testing.T, b *bundle) {
+	asks := func(account, id string) store.Acceptance { // one after the other, as a worker reads them
+		in := b.acceptance(id, 1)
+		in.Request.Account, in.Now = account, b.clock(t)
+		in.Claim = &store.LaneClaim{Worker: "worker", Lease: longLease}
+		return in
+	}
+	acceptAll := func(in ...store.Acceptance) []store.Received {
+		t.Helper()
+		out, err := b.st.AcceptMany(t.Context(), store.Lease{}, in)
+		testkit.Must(t, err)
+		return out
+	}
+	b.add(t, "beta")
+	b.acceptAll(t, "first")
+	silent := asks("beta", "1")
+	silent.Claim = nil
+	out := acceptAll(asks(acme, "second"), silent, asks("nobody", "1"), asks(acme, "third"))
+	for i, claims := range []bool{true, false, false, false} { // once for each account
+		equal(t, fmt.Sprint("a claim of ", i), out[i].Claim != nil, claims)
+	}
+	lane := *out[0].Claim
+	_, held, err := b.st.ClaimLane(t.Context(), acme, "another", longLease, b.clock(t))
+	testkit.Must(t, err)
+	equal(t, "claimed by another", held, false)
+	snapshot, read := lane.Next()
+	equal(t, "read with the claim", read, true)
+	equal(t, "what it sees", snapshot, b.snapshot(t, store.Claim{Account: acme, Fence: lane.Fence}, b.clock(t)))
+	equal(t, "head", snapshot.Head.ID, "first")
+	if token, known := lane.Token(); known {
+		equal(t, "token", token.Access.Reveal(), pair(acme, b.now).Access.Reveal())
+	}
+	equal(t, "lost claims", lane.LostClaims, 0)
+	b.begin(t, lane, "first", 0)
+
+	equal(t, "a claim of a held lane", acceptAll(asks(acme, "fourth"))[0].Claim == nil, true)
+	equal(t, "its request", b.request(t, "fourth").Status.State, jetpost.StateQueued)
+	b.posted(t, lane, "first", 0, "100")
+	b.release(t, lane, time.Time{})
+	repeated := acceptAll(asks(acme, "fourth"))[0] // the worker died before it could acknowledge it
+	equal(t, "decision", repeated.Decision, store.Repeated)
+	equal(t, "its claim", repeated.Claim != nil, true)
+	equal(t, "fence", repeated.Claim.Fence, lane.Fence+1)
+
+	lease := b.lease(t, "one", longLease)
+	lease.Fence++
+	_, err = b.st.AcceptMany(t.Context(), lease, []store.Acceptance{asks("beta", "2")})
+	fails(t, "the owner before", err, store.ErrFenced)
+	_, free, err := b.st.ClaimLane(t.Context(), "beta", "another", longLease, b.clock(t))
+	testkit.Must(t, err)
+	equal(t, "free after a failure", free, true)
+}
+
 // acceptManyFenced: a worker that lost its lease accepts nothing more, and its
 // successor finds what was accepted before.
 func acceptManyFenced(t *testing.T, b *bundle) {

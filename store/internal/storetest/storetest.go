@@ -59,6 +59,7 @@ func requestTests() []part {
 		{"AcceptConcurrently", acceptConcurrently},
 		{"AcceptHeld", acceptHeld},
 		{"AcceptIdentity", acceptIdentity},
+		{"AcceptClaims", acceptClaims},
 		{"AcceptMany", acceptMany},
 		{"AcceptManyAtOnce", acceptManyAtOnce},
 		{"AcceptManyFenced", acceptManyFenced},
