@@ -62,6 +62,8 @@ type gapRun struct {
 	// work is the part of the worker that runs; its lanes if nil.
 	work func(b *testBundle, m *mortal) func(context.Context) error
 	once bool // the work ends by itself
+	// whole is true if the work goes on to the end of the request.
+	whole bool
 	// bring delivers the request; if it is nil, the request is already accepted.
 	bring func(t *testing.T, b *testBundle, r jetpost.Request)
 	// upset sets up the faults at X.
@@ -224,7 +226,13 @@ func gapIntakes() []gapRun {
 	return []gapRun{
 		{
 			name: "intake", posts: thread("one", "two"), work: gapIntake, bring: gapJob,
-			steps: "accept, jetpost.event.request.accepted, delivered, publish.wake, ack",
+			steps: "accept, jetpost.event.request.accepted, publish.wake, delivered, ack",
+		}, {
+			// The lane waits in this test until its job is acknowledged. Elsewhere both go on
+			// at once.
+			name: "a job whose lane its worker runs itself", posts: thread("one", "two"), work: gapDirect, bring: gapJob, whole: true,
+			steps: inTurn("accept, jetpost.event.request.accepted, delivered, ack, token",
+				didPost(jetpost.EventRequestProgress), didPost(jetpost.EventRequestPublished), didTellWindow, "release"),
 		}, {
 			name: "intake of a bad job", work: gapIntake, bring: gapJob, refused: true,
 			steps: "refuse, publish.refused, jetpost.event.request.refused, ack",
@@ -260,6 +268,30 @@ func gapIntake(b *testBundle, m *mortal) func(context.Context) error {
 	h := b.intake()
 	h.Ledger, h.Announce.Ledger = mortalLedger{m, b.ledger}, mortalLedger{m, b.ledger}
 	return b.gapRunner(b.intakes(h)).Run
+}
+
+// gapDirect is intake, and a lane of the same worker that waits for it.
+func gapDirect(b *testBundle, m *mortal) func(context.Context) error {
+	slots, acknowledged := roomFor(1), make(chan struct{})
+	m.after = func(step string) {
+		if step == "ack" {
+			close(acknowledged)
+		}
+	}
+	lane := b.mortalLane(m)
+	h := b.intake()
+	h.Ledger, h.Announce.Ledger = mortalLedger{m, b.ledger}, mortalLedger{m, b.ledger}
+	h.Slots, h.Claim, h.Free = slots, store.LaneClaim{Worker: lane.Worker, Lease: lane.Timing.lease()}, lane.free
+	waits := handlerFunc(func(ctx context.Context, d delivery) error {
+		if d.Claim != nil {
+			select {
+			case <-acknowledged:
+			case <-ctx.Done():
+			}
+		}
+		return lane.Handle(ctx, d)
+	})
+	return b.gapRunner(append(b.intakes(h), binding{Stream: b.names.LanesStream(), Consumer: jetpost.ConsumerLanes, Slots: 1, Handler: waits, Direct: slots})).Run
 }
 
 func gapJob(t *testing.T, b *testBundle, r jetpost.Request) {
@@ -504,10 +536,11 @@ func (run gapRun) victim(t *testing.T, b *testBundle, g gap) []string {
 // done reports whether nothing is left to do for the worker.
 func (run gapRun) done(t *testing.T, b *testBundle) bool {
 	t.Helper()
-	if run.work != nil {
-		return b.messages(t, b.names.JobsStream()) == 0 && !run.once
+	accepted := b.messages(t, b.names.JobsStream()) == 0
+	if run.work != nil && !run.whole {
+		return accepted && !run.once
 	}
-	return b.rests(t, "gap")
+	return accepted && b.rests(t, "gap")
 }
 
 func (run gapRun) last() jetpost.EventType {
@@ -636,6 +669,8 @@ type mortal struct {
 	gap  gap
 	dead chan struct{}
 
+	after func(step string) // if set, hears of each step that is taken
+
 	mu    sync.Mutex
 	taken []string   // the steps so far
 	conns []net.Conn // to NATS
@@ -679,6 +714,9 @@ func (m *mortal) may(name string) bool {
 		return false
 	}
 	m.taken = append(m.taken, name)
+	if m.after != nil {
+		m.after(name)
+	}
 	return true
 }
 

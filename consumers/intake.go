@@ -76,6 +76,11 @@ type intakeHandler struct {
 	// Answers checks that the database, NATS and the object store answer. Only then is a
 	// failure counted against the job. If it is nil, they are taken to answer.
 	Answers func(context.Context) error
+	// Slots are this worker's own, and Claim is what a lane is claimed with for them. Free
+	// returns an error while no lane may be claimed. If Slots is nil, lanes are only woken.
+	Slots   *direct
+	Claim   store.LaneClaim
+	Free    func() error
 	Observe Observer
 	Trace   tracer
 	Log     *slog.Logger
@@ -340,6 +345,8 @@ func (h *intakeHandler) accept(ctx context.Context, lease store.Lease, jobs []*j
 		}
 	}
 	if len(in) > 0 {
+		slots := h.takeSlots(in)
+		defer slots.close()
 		bounded, cancel := context.WithTimeout(ctx, acceptWithin)
 		received, err := h.Ledger.AcceptMany(bounded, lease, in)
 		cancel()
@@ -349,7 +356,7 @@ func (h *intakeHandler) accept(ctx context.Context, lease store.Lease, jobs []*j
 			}
 			return 0, err
 		}
-		h.accepted(ctx, of, received)
+		h.accepted(ctx, of, received, slots)
 	}
 	for i, j := range jobs {
 		if j.refusal == nil {
@@ -363,14 +370,57 @@ func (h *intakeHandler) accept(ctx context.Context, lease store.Lease, jobs []*j
 	return len(jobs), nil
 }
 
-// accepted announces what was committed, and wakes the lanes. A failure is left to the
-// sweeper. A repeated job is announced and its lane woken again, because the worker that
-// accepted it may have died right after the commit.
-func (h *intakeHandler) accepted(ctx context.Context, jobs []*job, received []store.Received) {
+// takenSlots are the slots that wait for a lane, by its account.
+type takenSlots map[string]chan<- delivery
+
+// takeSlots takes a waiting slot for each account whose queue these jobs may begin, as long
+// as one waits. A slot waits only while no lane that is due waits for it. The lanes are
+// claimed with the acceptance.
+func (h *intakeHandler) takeSlots(in []store.Acceptance) takenSlots {
+	if h.Slots == nil || h.Free() != nil {
+		return nil
+	}
+	slots := takenSlots{}
+	for i := range in {
+		account := in[i].Request.Account
+		if in[i].Hold != nil || in[i].Request.PublishAt.After(in[i].Now) || slots[account] != nil {
+			continue
+		}
+		slot, taken := h.Slots.take()
+		if !taken {
+			break
+		}
+		slots[account], in[i].Claim = slot, &h.Claim
+	}
+	return slots
+}
+
+// run hands a claimed lane to its slot.
+func (s takenSlots) run(subject string, claim *store.Claim) {
+	s[claim.Account] <- delivery{Subject: subject, Claim: claim}
+	delete(s, claim.Account)
+}
+
+// close lets go of the slots that got no lane.
+func (s takenSlots) close() {
+	for _, slot := range s {
+		close(slot)
+	}
+}
+
+// accepted announces what was committed, and runs or wakes the lanes. A failure is left to
+// the sweeper. A repeated job is announced and its lane woken again, because the worker that
+// accepted it may have died right after the commit. No lane runs before the events of its
+// requests are on their way, so that its own come behind them.
+func (h *intakeHandler) accepted(ctx context.Context, jobs []*job, received []store.Received, slots takenSlots) {
 	var records []store.Record
+	var claims []*store.Claim
 	woken := map[string]bool{}
 	for i, j := range jobs {
 		key := j.in.Key()
+		if claim := received[i].Claim; claim != nil {
+			claims = append(claims, claim)
+		}
 		switch received[i].Decision {
 		case store.NoAccount:
 			j.refuse(jetpost.CodeAccountUnknown, "/account", "no account %q is known; connect it, then replay this job", key.Account)
@@ -383,10 +433,15 @@ func (h *intakeHandler) accepted(ctx context.Context, jobs []*job, received []st
 		woken[key.Account] = true
 		h.log(j, received[i])
 	}
-	if len(records) == 0 {
+	finish := h.Announce.announceAll(ctx, records)
+	for _, claim := range claims {
+		slots.run(h.Names.PublishWake(claim.Account), claim)
+		delete(woken, claim.Account)
+	}
+	defer finish()
+	if len(woken) == 0 {
 		return
 	}
-	h.Announce.announceAll(ctx, records)
 	if err := h.Wakeups.WakeAll(ctx, slices.Collect(maps.Keys(woken))); err != nil {
 		h.Log.Warn("lane.wakeup_not_sent", "error", err)
 	}

@@ -27,7 +27,7 @@ const maxNotices = 1000
 // DeadLetters publishes events, dead letters and rejections.
 type DeadLetters interface {
 	Event(ctx context.Context, subject string, e jetpost.Event) error
-	Events(ctx context.Context, events []publishers.Told) []error
+	Events(ctx context.Context, events []publishers.Told) (result func() []error)
 	Failed(ctx context.Context, status jetpost.RequestStatus, body []byte) error
 	Refused(ctx context.Context, refusal jetpost.Refusal, subject string, body []byte) error
 }
@@ -111,8 +111,9 @@ func (a *OutboxRelay) event(rec *store.Record) publishers.Told {
 
 // announceAll publishes the events of many requests, and leaves a failure to the sweeper. A
 // request that has moved on meanwhile is published again: the last message of a request's
-// subjects has to be its state.
-func (a *OutboxRelay) announceAll(ctx context.Context, records []store.Record) {
+// subjects has to be its state. The answers are waited for by finish: what is published in
+// between comes behind these events.
+func (a *OutboxRelay) announceAll(ctx context.Context, records []store.Record) (finish func()) {
 	var events []publishers.Told
 	var revisions []store.Revision
 	for i := range records {
@@ -126,10 +127,16 @@ func (a *OutboxRelay) announceAll(ctx context.Context, records []store.Record) {
 		}
 	}
 	if len(events) == 0 {
-		return
+		return func() {}
 	}
+	result := a.DeadLetters.Events(ctx, events)
+	return func() { a.announced(ctx, revisions, result()) }
+}
+
+// announced marks the events that were published.
+func (a *OutboxRelay) announced(ctx context.Context, revisions []store.Revision, errs []error) {
 	told := revisions[:0]
-	for i, err := range a.DeadLetters.Events(ctx, events) {
+	for i, err := range errs {
 		if err == nil {
 			told = append(told, revisions[i])
 			continue

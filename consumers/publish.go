@@ -65,11 +65,8 @@ type publishHandler struct {
 // Handle runs one lane. If another worker holds the lane, Handle does nothing: the holder
 // sees the new generation in the ledger or, if it dies, the sweeper does.
 func (h *publishHandler) Handle(ctx context.Context, d delivery) error {
-	if err := cmp.Or(h.Clocks.Err(), h.Room.Err()); err != nil {
-		return err
-	}
 	account := d.Subject[strings.LastIndexByte(d.Subject, '.')+1:]
-	lane, claimed, err := h.Ledger.ClaimLane(ctx, account, h.Worker, h.Timing.lease(), time.Now())
+	lane, claimed, err := h.claim(ctx, d, account)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		h.Log.Warn("lane.unknown", "account", account)
@@ -95,6 +92,20 @@ func (h *publishHandler) Handle(ctx context.Context, d delivery) error {
 	}
 	return nil
 }
+
+// claim claims the lane, unless the delivery brings its claim.
+func (h *publishHandler) claim(ctx context.Context, d delivery, account string) (store.Claim, bool, error) {
+	if d.Claim != nil {
+		return *d.Claim, true, nil
+	}
+	if err := h.free(); err != nil {
+		return store.Claim{}, false, err
+	}
+	return h.Ledger.ClaimLane(ctx, account, h.Worker, h.Timing.lease(), time.Now())
+}
+
+// free returns an error if no lane may be claimed now.
+func (h *publishHandler) free() error { return cmp.Or(h.Clocks.Err(), h.Room.Err()) }
 
 // laneRun is one claim of a lane.
 type laneRun struct {

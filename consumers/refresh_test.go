@@ -340,9 +340,9 @@ func (r *silentDeadLetters) Event(context.Context, string, jetpost.Event) error 
 	return r.fail
 }
 
-func (r *silentDeadLetters) Events(_ context.Context, events []publishers.Told) []error {
+func (r *silentDeadLetters) Events(_ context.Context, events []publishers.Told) func() []error {
 	r.events.Add(int64(len(events)))
-	return slices.Repeat([]error{r.fail}, len(events))
+	return func() []error { return slices.Repeat([]error{r.fail}, len(events)) }
 }
 
 func (r *silentDeadLetters) Failed(context.Context, jetpost.RequestStatus, []byte) error {

@@ -42,6 +42,8 @@ type delivery struct {
 	Sequence uint64    // in its stream
 	Stored   time.Time // when the stream stored it
 	Trace    string    // of its producer, as W3C traceparent; "" if it has none
+	// Claim is the claim of the lane that it wakes, if the worker has it already.
+	Claim *store.Claim
 	// Stopping is closed when the worker is asked to stop: a handler then
 	// finishes the call in flight and begins no other.
 	Stopping <-chan struct{}
@@ -90,6 +92,8 @@ type binding struct {
 	// Slots is how many deliveries are handled at once.
 	Slots   int
 	Handler handler
+	// Direct, if set, takes deliveries of this worker's own, for slots that wait.
+	Direct *direct
 	// Batch is set instead of Slots and Handler for a partition, which one worker at a
 	// time reads in batches.
 	Batch batchHandler
@@ -201,18 +205,25 @@ func (r *runner) pull(beat, ctx, work context.Context, c jetstream.Consumer, b b
 	// A dropped one blocks its account until AckWait ends.
 	defer context.AfterFunc(ctx, iter.Drain)()
 	defer context.AfterFunc(beat, iter.Drain)()
+	in := newFeed(iter)
+	defer in.end(func(msg jetstream.Msg) { r.nak(msg, 0) })
 	for {
-		msg, err := next(iter)
-		if err != nil {
-			return fmt.Errorf("pull: %w", err)
+		select {
+		case got := <-in.next():
+			in.asked = false
+			switch {
+			case got.err != nil:
+				return fmt.Errorf("pull: %w", got.err)
+			case beat.Err() != nil && ctx.Err() == nil:
+				r.nak(got.msg, 0)
+				continue
+			}
+			r.deliver(beat, ctx, work, b, got.msg, info.Config.AckWait)
+		case offered := <-b.Direct.offers():
+			in.while(func() { r.direct(ctx, work, b, offered) }, func(msg jetstream.Msg) { r.nak(msg, 0) })
 		}
-		if beat.Err() != nil && ctx.Err() == nil {
-			r.nak(msg, 0)
-			continue
-		}
-		r.deliver(beat, ctx, work, b, msg, info.Config.AckWait)
 		if ctx.Err() != nil {
-			return nil // no message is on its way; Next could bring another one
+			return nil // next could bring another message
 		}
 	}
 }

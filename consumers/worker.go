@@ -217,8 +217,8 @@ func (w *Worker) wire(hc *http.Client) {
 		Liveness: &liveness{Answer: w.answers, Health: w.health, Log: cfg.Log},
 	}
 	if cfg.has(RolePublish) {
-		w.bindIntake(wakeups)
-		w.bindLanes(wakeups, base, hc)
+		lanes, slots := w.bindLanes(wakeups, base, hc)
+		w.bindIntake(wakeups, lanes, slots)
 	}
 	if cfg.has(RoleRefresh) {
 		w.bind(names.RefreshStream(), jetpost.ConsumerRefresh, refreshSlots, &refreshHandler{
@@ -232,9 +232,12 @@ func (w *Worker) bind(stream, consumer string, slots int, h handler) {
 	w.runner.Bindings = append(w.runner.Bindings, binding{Stream: stream, Consumer: consumer, Slots: slots, Handler: h})
 }
 
-func (w *Worker) bindIntake(wakeups *publishers.Wakeups) {
+// bindIntake binds the partitions of the jobs, whose lanes this worker runs itself while it
+// has a free slot.
+func (w *Worker) bindIntake(wakeups *publishers.Wakeups, lanes *publishHandler, slots *direct) {
 	names := w.cfg.Topology.Names
 	intake := &intakeHandler{
+		Slots: slots, Claim: store.LaneClaim{Worker: lanes.Worker, Lease: lanes.Timing.lease()}, Free: lanes.free,
 		Ledger: w.cfg.Ledger, Announce: w.relay, Wakeups: wakeups, Media: w.media, Rules: w.cfg.Rules, Names: names,
 		Answers: w.allAnswer, Observe: w.cfg.Observe, Trace: tracer{w.cfg.Tracer}, Log: w.cfg.Log,
 	}
@@ -248,10 +251,10 @@ func (w *Worker) bindIntake(wakeups *publishers.Wakeups) {
 }
 
 // bindLanes binds the lanes, and makes the sweeper that repairs them.
-func (w *Worker) bindLanes(wakeups *publishers.Wakeups, base string, hc *http.Client) {
+func (w *Worker) bindLanes(wakeups *publishers.Wakeups, base string, hc *http.Client) (*publishHandler, *direct) {
 	cfg, names := w.cfg, w.cfg.Topology.Names
 	timing := timing{Lease: cfg.Lease, Scale: cfg.Scale}
-	w.lanes = &counted{handler: &publishHandler{
+	lanes := &publishHandler{
 		Ledger: cfg.Ledger, Announce: w.relay, Wakeups: wakeups, Tokens: w.tokens, Gate: w.gate, Windows: w.windows,
 		Client: func(account, token string) *xapi.Client {
 			return xapi.New(token, xapi.WithBaseURL(base), xapi.WithHTTPClient(hc), xapi.WithTimeout(timing.CallTimeout()),
@@ -259,12 +262,17 @@ func (w *Worker) bindLanes(wakeups *publishers.Wakeups, base string, hc *http.Cl
 		},
 		Alarms: w.alarms, Observe: cfg.Observe, Trace: tracer{cfg.Tracer}, Media: w.media, Rules: cfg.Rules, PostingLimits: cfg.PostingLimits, Budget: cfg.Budget,
 		Health: w.health, Clocks: w.clocks, Room: cfg.Room, Names: names, Timing: timing, Worker: cfg.Worker, Log: cfg.Log,
-	}}
-	w.bind(names.LanesStream(), jetpost.ConsumerLanes, cmp.Or(cfg.Slots, DefaultSlots), w.lanes)
+	}
+	w.lanes = &counted{handler: lanes}
+	slots := newDirect()
+	w.runner.Bindings = append(w.runner.Bindings, binding{
+		Stream: names.LanesStream(), Consumer: jetpost.ConsumerLanes, Slots: cmp.Or(cfg.Slots, DefaultSlots), Handler: w.lanes, Direct: slots,
+	})
 	w.sweeper = &sweeper{
 		Ledger: cfg.Ledger, Wakeups: wakeups, Announce: w.relay, Gate: w.gate, Health: w.health, Timing: timing, Worker: cfg.Worker, Log: cfg.Log,
 		Upkeep: &upkeep{Pauses: w.pauses, Ledger: cfg.Ledger, JS: cfg.JetStream, Topology: cfg.Topology, Health: w.health, Log: cfg.Log},
 	}
+	return lanes, slots
 }
 
 // counted counts the deliveries in progress.

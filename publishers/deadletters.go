@@ -66,19 +66,23 @@ type Told struct {
 	Trace   string // the span that it belongs to, as W3C's traceparent; "" for none
 }
 
-// Events publishes many events in their order and returns the error of each.
-func (r *DeadLetters) Events(ctx context.Context, events []Told) []error {
+// Events publishes many events in their order. It does not wait for the answers: result
+// does, and returns the error of each. What is published after Events comes behind them.
+func (r *DeadLetters) Events(ctx context.Context, events []Told) (result func() []error) {
 	msgs := make([]*nats.Msg, len(events))
 	for i, told := range events {
 		data, err := json.Marshal(told.Event)
 		if err != nil { // an Event holds nothing that JSON cannot encode
-			return slices.Repeat([]error{fmt.Errorf("publish event %s: %w", told.Subject, err)}, len(events))
+			return func() []error {
+				return slices.Repeat([]error{fmt.Errorf("publish event %s: %w", told.Subject, err)}, len(events))
+			}
 		}
 		msgs[i] = nats.NewMsg(told.Subject)
 		msgs[i].Data = data
 		set(msgs[i].Header, HeaderTrace, told.Trace)
 	}
-	return sendAll(ctx, r.js, r.names.EventsStream(), msgs)
+	sent := begin(r.js, msgs)
+	return func() []error { return sent.wait(ctx, r.names.EventsStream()) }
 }
 
 // Failed stores the dead letter of a failed request, with the body that it came with.

@@ -206,31 +206,48 @@ func send(ctx context.Context, js jetstream.JetStream, stream string, msg *nats.
 // sendAll publishes messages in their order without waiting for the answer to one
 // before it sends the next, and returns the error of each.
 func sendAll(ctx context.Context, js jetstream.JetStream, stream string, msgs []*nats.Msg) []error {
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
-	defer cancel()
-	errs := make([]error, len(msgs))
-	futures := make([]jetstream.PubAckFuture, len(msgs))
+	return begin(js, msgs).wait(ctx, stream)
+}
+
+// sending are messages on their way to a stream, in their order.
+type sending struct {
+	msgs    []*nats.Msg
+	futures []jetstream.PubAckFuture
+	errs    []error
+}
+
+// begin hands messages to the connection. Whatever it is given after that comes behind them.
+func begin(js jetstream.JetStream, msgs []*nats.Msg) *sending {
+	s := &sending{msgs: msgs, futures: make([]jetstream.PubAckFuture, len(msgs)), errs: make([]error, len(msgs))}
 	for i, msg := range msgs {
-		if futures[i], errs[i] = js.PublishMsgAsync(msg); errs[i] != nil {
-			errs[i] = explain(errs[i])
+		var err error
+		if s.futures[i], err = js.PublishMsgAsync(msg); err != nil {
+			s.errs[i] = explain(err)
 		}
 	}
-	for i, future := range futures {
+	return s
+}
+
+// wait waits for the answers, and returns the error of each message.
+func (s *sending) wait(ctx context.Context, stream string) []error {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	for i, future := range s.futures {
 		if future == nil {
 			continue
 		}
 		select {
 		case ack := <-future.Ok():
 			if ack.Stream != stream {
-				errs[i] = &ForeignStreamError{Stream: ack.Stream}
+				s.errs[i] = &ForeignStreamError{Stream: ack.Stream}
 			}
 		case err := <-future.Err():
-			errs[i] = refusal(err, stream, msgs[i])
+			s.errs[i] = refusal(err, stream, s.msgs[i])
 		case <-ctx.Done():
-			errs[i] = explain(ctx.Err())
+			s.errs[i] = explain(ctx.Err())
 		}
 	}
-	return errs
+	return s.errs
 }
 
 // refusal explains why a stream did not take a message.
