@@ -941,9 +941,9 @@ func (l mortalLedger) HoldUnpublish(ctx context.Context, lane store.Claim, id st
 	return l.to.HoldUnpublish(ctx, lane, id, out)
 }
 
-func (l mortalLedger) Uploaded(ctx context.Context, lane store.Claim, id string, post int, media []store.Media) error {
+func (l mortalLedger) Uploaded(ctx context.Context, lane store.Claim, id string, media map[int][]store.Media) error {
 	l.m.step("uploaded")
-	return l.to.Uploaded(ctx, lane, id, post, media)
+	return l.to.Uploaded(ctx, lane, id, media)
 }
 
 func (l mortalLedger) Reserve(ctx context.Context, lane store.Claim, r store.Reservation) (store.Reserved, error) {

@@ -485,7 +485,7 @@ func (u *uploads) keep(p *postMedia, n int, m store.Media) error {
 	p.known[n] = m
 	r := u.t.r
 	_, err := persist(u.ctx, r, "store media", func() (struct{}, error) {
-		return struct{}{}, r.h.Ledger.Uploaded(u.ctx, r.lane, u.t.head.ID, p.index, slices.Clone(p.known))
+		return struct{}{}, r.h.Ledger.Uploaded(u.ctx, r.lane, u.t.head.ID, map[int][]store.Media{p.index: slices.Clone(p.known)})
 	})
 	if errors.Is(err, store.ErrNotRunnable) {
 		return &decidedError{goOn()} // cancelled: read the ledger again

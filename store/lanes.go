@@ -174,10 +174,10 @@ type Lanes interface {
 	// request fails; with a pending post an unknown request returns to the queue.
 	// Everything else fails with ErrFenced.
 	Conclude(ctx context.Context, lane Claim, id string, out Outcome) error
-	// Uploaded stores what is known of the media of a post that is still to be sent. No
-	// event reports that. ErrNotRunnable: that post is not pending, or its request is
-	// finished.
-	Uploaded(ctx context.Context, lane Claim, id string, post int, media []Media) error
+	// Uploaded stores what is known of the media of posts that are still to be sent, by the
+	// posts' index, of all of them or of none. No event reports that. ErrNotRunnable: one of
+	// those posts is not pending, or its request is finished.
+	Uploaded(ctx context.Context, lane Claim, id string, media map[int][]Media) error
 	// Reserve reserves calls of a window that all accounts share for the lane, in place
 	// of those that it had, until it reserves others, is released or its lease ends.
 	// They are granted only if all reserved calls fit into what is left. ErrFenced.

@@ -297,8 +297,10 @@ func (p *proxied) laneCalls() map[string]func(context.Context) error {
 			_, _, err := st.Unpublishing(ctx, p.lane)
 			return err
 		},
-		"Uploaded": func(ctx context.Context) error { return st.Uploaded(ctx, p.lane, "r", 0, []store.Media{{Digest: "d"}}) },
-		"Anchor":   func(ctx context.Context) error { return errorOf(st.Anchor(ctx, acme)) },
+		"Uploaded": func(ctx context.Context) error {
+			return st.Uploaded(ctx, p.lane, "r", map[int][]store.Media{0: {{Digest: "d"}}})
+		},
+		"Anchor": func(ctx context.Context) error { return errorOf(st.Anchor(ctx, acme)) },
 	}
 }
 

@@ -237,9 +237,9 @@ func (s *Store) Conclude(ctx context.Context, claim store.Claim, id string, out 
 }
 
 // Uploaded implements store.Lanes.
-func (s *Store) Uploaded(ctx context.Context, claim store.Claim, id string, post int, media []store.Media) error {
+func (s *Store) Uploaded(ctx context.Context, claim store.Claim, id string, media map[int][]store.Media) error {
 	_, err := s.move(ctx, "keep media", store.Key{Account: claim.Account, ID: id}, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
-		return r.Uploaded(laneRow, claim, post, media)
+		return r.Uploaded(laneRow, claim, media)
 	})
 	return err
 }

@@ -95,6 +95,9 @@ func TestFoundByKey(t *testing.T) {
 			check(t, err)
 			_, _, err = b.st.SameText(t.Context(), store.TextsOf(in.Request, in.Now))
 			check(t, err)
+			lane, _, err := b.st.ClaimLane(t.Context(), acme, "worker", lease, b.now)
+			check(t, err)
+			check(t, b.st.Uploaded(t.Context(), lane, "texts", map[int][]store.Media{0: {{ID: "1"}}}))
 			plans := b.plans(t)
 			if len(plans) == 0 {
 				t.Error("no statement was seen")

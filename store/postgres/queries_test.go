@@ -230,6 +230,7 @@ func requestQueries() map[string]string {
 		"sqlSameText":             sqlSameText,
 		"sqlSameTexts":            sqlSameTexts,
 		"sqlSaveContents":         sqlSaveContents,
+		"sqlSaveMedia":            sqlSaveMedia,
 		"sqlSavePost":             sqlSavePost,
 		"sqlSaveRequest":          sqlSaveRequest,
 		"sqlWaiting":              sqlWaiting,

@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/secret"
 	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
@@ -122,4 +123,25 @@ func TestAcceptancesShareACommit(t *testing.T) {
 	check(t, <-a.accept("beta", "apart"))
 	a.free()
 	check(t, <-first)
+}
+
+// TestMediaOfPostsInOneStatement: the media of several posts cost no more statements than those
+// of one.
+func TestMediaOfPostsInOneStatement(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	in := b.acceptance("thread")
+	in.Request.Posts = make([]jetpost.Post, 4)
+	_, err := b.st.Accept(t.Context(), in)
+	check(t, err)
+	lane, _, err := b.st.ClaimLane(t.Context(), acme, "worker", lease, b.now)
+	check(t, err)
+	check(t, b.st.Uploaded(t.Context(), lane, "thread", map[int][]store.Media{0: {{ID: "1"}}, 2: {{ID: "2"}}, 3: {{ID: "3"}, {ID: "4"}}}))
+	// A row shows by which transaction it was written, and by which of its commands.
+	var posts, commands int
+	const written = "SELECT count(*), count(DISTINCT (xmin::text, cmin::text)) FROM posts WHERE request_id = 'thread' AND media::text <> '[]'"
+	check(t, b.st.pool.QueryRow(t.Context(), written).Scan(&posts, &commands))
+	if posts != 3 || commands != 1 {
+		t.Errorf("the media of %d posts took %d statements, want 3 and 1", posts, commands)
+	}
 }

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -167,6 +168,9 @@ UPDATE posts
 SET state = $4, parent_id = $5, post_id = nullif($6, ''), media_ids = coalesce($7::text[], '{}'), text_hash = $8, sent_at = $9, not_after = $10,
     attempt = $11, doubt_since = $12, looks = $13, absent_at = $14, media = $15, deleted_at = $16
 WHERE account = $1 AND request_id = $2 AND idx = $3`
+	sqlSaveMedia = `
+UPDATE posts AS p SET media = v.media FROM unnest($3::integer[], $4::json[]) AS v (idx, media)
+WHERE p.account = $1 AND p.request_id = $2 AND p.idx = v.idx`
 )
 
 // save writes what the rule changed of a request, its posts and its lane.
@@ -185,6 +189,9 @@ func save(ctx context.Context, tx executor, laneRow rules.LaneRow, r *rules.Row,
 		if err := savePost(ctx, tx, r.Key, &r.Posts[i]); err != nil {
 			return err
 		}
+	}
+	if err := saveMedia(ctx, tx, r, change.Media); err != nil {
+		return err
 	}
 	if change.Request {
 		if err := saveRequest(ctx, tx, r); err != nil {
@@ -242,5 +249,22 @@ func savePost(ctx context.Context, tx executor, key store.Key, p *store.PostReco
 	if errors.As(err, &refused) && refused.ConstraintName == postConstraint {
 		return fmt.Errorf("post %s: %w", p.PostID, store.ErrPostTaken)
 	}
+	return err
+}
+
+// saveMedia saves the media of these posts in one statement.
+func saveMedia(ctx context.Context, tx executor, r *rules.Row, posts []int) error {
+	if len(posts) == 0 {
+		return nil
+	}
+	lists := make([]string, len(posts)) // a list of lists would be an array of two dimensions
+	for i, post := range posts {
+		list, err := json.Marshal(media(r.Posts[post].Media))
+		if err != nil {
+			return err
+		}
+		lists[i] = string(list)
+	}
+	_, err := tx.Exec(ctx, sqlSaveMedia, r.Account, r.ID, posts, lists)
 	return err
 }

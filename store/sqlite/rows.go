@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jetpost/jetpost"
@@ -151,7 +152,7 @@ func save(ctx context.Context, tx *sql.Tx, laneRow rules.LaneRow, r *rules.Row, 
 			return err
 		}
 	}
-	for _, i := range change.Posts {
+	for _, i := range slices.Concat(change.Posts, change.Media) {
 		if err := savePost(ctx, tx, r.Key, &r.Posts[i]); err != nil {
 			return err
 		}

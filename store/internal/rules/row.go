@@ -24,6 +24,7 @@ type Change struct {
 	Contents bool
 	Body     bool          // the body, with its digest and cost
 	Posts    []int         // indexes of the posts that changed
+	Media    []int         // indexes of the posts of which the media alone changed
 	Lease    time.Duration // from the row's UpdatedAt on; zero leaves the lane's lease alone
 	Quiet    bool          // the new revision needs no event
 	Progress bool          // forgives the lane the claims that it lost

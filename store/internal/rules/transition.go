@@ -3,6 +3,7 @@ package rules
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -194,16 +195,20 @@ func renewMedia(p *store.PostRecord) {
 }
 
 // Uploaded is the rule of [store.Lanes.Uploaded].
-func (r *Row) Uploaded(laneRow LaneRow, claim store.Claim, post int, media []store.Media) (Change, error) {
-	p := r.post(post)
-	switch {
-	case !laneRow.HeldBy(claim):
+func (r *Row) Uploaded(laneRow LaneRow, claim store.Claim, media map[int][]store.Media) (Change, error) {
+	if !laneRow.HeldBy(claim) {
 		return Change{}, store.ErrFenced
-	case p == nil || p.State != jetpost.PostPending || r.Status.State.Finished():
-		return Change{}, store.ErrNotRunnable
 	}
-	p.Media = media
-	return Change{Posts: []int{post}}, nil
+	posts := slices.Sorted(maps.Keys(media))
+	for _, post := range posts {
+		if p := r.post(post); p == nil || p.State != jetpost.PostPending || r.Status.State.Finished() {
+			return Change{}, store.ErrNotRunnable
+		}
+	}
+	for _, post := range posts {
+		r.Posts[post].Media = media[post]
+	}
+	return Change{Media: posts}, nil
 }
 
 // concludeLate accepts from a worker that has lost the lane what only this worker can

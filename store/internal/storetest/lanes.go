@@ -211,14 +211,14 @@ func uploaded(t *testing.T, b *bundle) {
 		{Digest: "d", ID: "m1", ExpiresAt: b.now.Add(time.Hour), UploadedAt: b.now, CheckAt: b.now.Add(time.Second), Described: true},
 		{ID: "m2"},
 	}
-	testkit.Must(t, b.st.Uploaded(t.Context(), lane, "one", 1, media))
+	testkit.Must(t, b.st.Uploaded(t.Context(), lane, "one", map[int][]store.Media{1: media}))
 	record := b.request(t, "one")
 	equal(t, "media", record.Posts[1].Media, media)
 	equal(t, "of another post", record.Posts[0].Media, []store.Media{})
 	equal(t, "what events show", record.Status, before)
-	fails(t, "no such post", b.st.Uploaded(t.Context(), lane, "one", 2, media), store.ErrNotRunnable)
+	fails(t, "no such post", b.st.Uploaded(t.Context(), lane, "one", map[int][]store.Media{2: media}), store.ErrNotRunnable)
 	b.begin(t, lane, "one", 0)
-	fails(t, "sent already", b.st.Uploaded(t.Context(), lane, "one", 0, media), store.ErrNotRunnable)
+	fails(t, "sent already", b.st.Uploaded(t.Context(), lane, "one", map[int][]store.Media{0: media}), store.ErrNotRunnable)
 	b.posted(t, lane, "one", 0, "p0")
 	b.begin(t, lane, "one", 1)
 	equal(t, "media of a post on its way", b.request(t, "one").Posts[1].Media, media)
@@ -229,10 +229,32 @@ func uploaded(t *testing.T, b *bundle) {
 	equal(t, "media that X does not take", b.request(t, "one").Posts[1].Media, []store.Media{{Digest: "d", Renewed: true}, {Renewed: true}})
 	b.release(t, lane, time.Time{})
 	next := b.claim(t)
-	fails(t, "fenced", b.st.Uploaded(t.Context(), lane, "one", 1, media), store.ErrFenced)
+	fails(t, "fenced", b.st.Uploaded(t.Context(), lane, "one", map[int][]store.Media{1: media}), store.ErrFenced)
 	_, err := b.st.Cancel(t.Context(), store.Key{Account: acme, ID: "one"}, b.now)
 	testkit.Must(t, err)
-	fails(t, "taken back", b.st.Uploaded(t.Context(), next, "one", 1, media), store.ErrNotRunnable)
+	fails(t, "taken back", b.st.Uploaded(t.Context(), next, "one", map[int][]store.Media{1: media}), store.ErrNotRunnable)
+}
+
+// uploadedTogether stores the media of several posts in one call, or none of them.
+func uploadedTogether(t *testing.T, b *bundle) {
+	b.accept(t, b.acceptance("one", 4))
+	lane := b.claim(t)
+	known := func() (lists [][]store.Media) {
+		for _, p := range b.request(t, "one").Posts {
+			lists = append(lists, p.Media)
+		}
+		return lists
+	}
+	older, newer := []store.Media{{ID: "m1"}, {}}, []store.Media{{ID: "m1", Described: true}, {ID: "m2", ExpiresAt: b.now.Add(time.Hour)}}
+	testkit.Must(t, b.st.Uploaded(t.Context(), lane, "one", map[int][]store.Media{1: older, 2: {{ID: "m3"}}}))
+	testkit.Must(t, b.st.Uploaded(t.Context(), lane, "one", map[int][]store.Media{0: {{ID: "m0"}}, 1: newer, 3: {}}))
+	want := [][]store.Media{{{ID: "m0"}}, newer, {{ID: "m3"}}, {}}
+	equal(t, "media", known(), want)
+	fails(t, "one post too many", b.st.Uploaded(t.Context(), lane, "one", map[int][]store.Media{1: older, 3: older, 4: older}), store.ErrNotRunnable)
+	equal(t, "media after that", known(), want)
+	b.begin(t, lane, "one", 0)
+	fails(t, "one is on its way", b.st.Uploaded(t.Context(), lane, "one", map[int][]store.Media{0: older, 1: older}), store.ErrNotRunnable)
+	equal(t, "media in the end", known(), want)
 }
 
 func beginIsNoNews(t *testing.T, b *bundle) {

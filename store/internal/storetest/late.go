@@ -31,7 +31,7 @@ func (b *bundle) lateLane(t *testing.T) {
 		State: jetpost.StateHeld, Reason: jetpost.Reason{Code: jetpost.CodeRateLimited}, Post: 0, PostState: jetpost.PostPending, Generation: generation, Now: b.now,
 	}))
 	b.state(t, "first", jetpost.StatePublished, "", jetpost.EventRequestPublished)
-	fails(t, "late media", b.st.Uploaded(t.Context(), lane, "second", 0, []store.Media{{ID: "m"}}), store.ErrNotRunnable)
+	fails(t, "late media", b.st.Uploaded(t.Context(), lane, "second", map[int][]store.Media{0: {{ID: "m"}}}), store.ErrNotRunnable)
 	latest, err := b.st.MarkDelivered(t.Context(), store.Key{Account: acme, ID: "first"}, 1)
 	testkit.Must(t, err)
 	equal(t, "an old revision is the latest", latest, false)

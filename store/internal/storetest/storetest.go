@@ -167,6 +167,7 @@ func laneTests() []part {
 		{"UnpublishWhilePublishing", unpublishWhilePublishing},
 		{"UnpublishedIsGone", unpublishedIsGone},
 		{"Uploaded", uploaded},
+		{"UploadedTogether", uploadedTogether},
 	}
 }
 
