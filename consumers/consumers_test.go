@@ -385,6 +385,11 @@ func (l *ledgerHook) Conclude(ctx context.Context, lane store.Claim, id string, 
 	return err
 }
 
+func (l *ledgerHook) Uploaded(ctx context.Context, lane store.Claim, id string, media map[int][]store.Media) error {
+	_, err := hooked(l, "uploaded", func() (struct{}, error) { return struct{}{}, l.Store.Uploaded(ctx, lane, id, media) })
+	return err
+}
+
 func (l *ledgerHook) ReleaseLane(ctx context.Context, lane store.Claim, generation int64, wakeAt, now time.Time) (bool, error) {
 	return hooked(l, "release", func() (bool, error) { return l.Store.ReleaseLane(ctx, lane, generation, wakeAt, now) })
 }

@@ -45,6 +45,10 @@ type uploads struct {
 	stop   context.CancelFunc
 	work   sync.WaitGroup
 	idle   chan struct{} // closed once no upload can go on now
+
+	writing chan struct{} // holds one element while a write of media to the ledger is under way
+	mu      sync.Mutex    // of next, and of the known media of all posts
+	next    *mediaWrite   // the write after it; nil if no media wait for one
 }
 
 // postMedia is the media of one post.
@@ -55,14 +59,20 @@ type postMedia struct {
 	blobs []*blob // nil where nothing has to be uploaded
 	done  chan struct{}
 	err   error // of the uploads, once done is closed
+}
 
-	mu sync.Mutex // of known, which is stored as a whole
+// mediaWrite is one write to the ledger, of all media that became known while the write before
+// was under way.
+type mediaWrite struct {
+	media map[int][]store.Media // of each post, by its index, all that is known
+	done  chan struct{}         // closed once the ledger has answered
+	err   error                 // the ledger's answer, once done is closed
 }
 
 // prepare reads the media of all unsent posts before the first one is sent, so that a thread
 // with an invalid file does not begin. Then it starts the uploads.
 func (t *threadRun) prepare(ctx context.Context) (*uploads, error) {
-	u := &uploads{t: t, posts: map[int]*postMedia{}, idle: make(chan struct{})}
+	u := &uploads{t: t, posts: map[int]*postMedia{}, idle: make(chan struct{}), writing: make(chan struct{}, 1)}
 	u.client = t.client.Guarded(u.call)
 	for i := t.from; i < len(t.request.Posts); i++ {
 		asked := t.request.Posts[i].Media
@@ -475,17 +485,50 @@ func later(wait time.Duration) time.Time {
 	return time.Now().Add(wait).UTC().Truncate(time.Millisecond)
 }
 
-// keep stores in the ledger what is known of a medium.
+// keep stores in the ledger what is known of a medium. Writes of one lane wait for one another
+// in the ledger. So while a write is under way, all media that become known gather for the
+// next one.
 func (u *uploads) keep(p *postMedia, n int, m store.Media) error {
 	if p.known[n] == m {
 		return nil
 	}
-	p.mu.Lock() // until the ledger has it, so that an older list does not replace a newer one
-	defer p.mu.Unlock()
+	w, first := u.gather(p, n, m)
+	if first {
+		u.write(w)
+	}
+	<-w.done
+	return w.err
+}
+
+// gather adds a medium to the next write. The first to do so makes that write.
+func (u *uploads) gather(p *postMedia, n int, m store.Media) (w *mediaWrite, first bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
 	p.known[n] = m
+	if first = u.next == nil; first {
+		u.next = &mediaWrite{media: map[int][]store.Media{}, done: make(chan struct{})}
+	}
+	u.next.media[p.index] = slices.Clone(p.known)
+	return u.next, first
+}
+
+// write makes the next write once the write before has ended, so that an older list of media
+// does not replace a newer one.
+func (u *uploads) write(w *mediaWrite) {
+	u.writing <- struct{}{}
+	defer func() { <-u.writing }()
+	defer close(w.done)
+	u.mu.Lock()
+	u.next = nil // what becomes known from now on is not in this write
+	u.mu.Unlock()
+	w.err = caught(func() error { return u.store(w.media) })
+}
+
+// store stores media of several posts in the ledger, all of them or none.
+func (u *uploads) store(media map[int][]store.Media) error {
 	r := u.t.r
 	_, err := persist(u.ctx, r, "store media", func() (struct{}, error) {
-		return struct{}{}, r.h.Ledger.Uploaded(u.ctx, r.lane, u.t.head.ID, map[int][]store.Media{p.index: slices.Clone(p.known)})
+		return struct{}{}, r.h.Ledger.Uploaded(u.ctx, r.lane, u.t.head.ID, media)
 	})
 	if errors.Is(err, store.ErrNotRunnable) {
 		return &decidedError{goOn()} // cancelled: read the ledger again

@@ -366,6 +366,153 @@ func TestUploadsAhead(t *testing.T) {
 	})
 }
 
+// heldWrite is a thread of images whose first write of media to the ledger waits for the test,
+// while X gets all other images.
+type heldWrite struct {
+	*doubtBundle
+	hook     *ledgerHook
+	writes   int        // to the ledger, of media
+	answer   chan error // of the first one; nil has it made
+	panics   bool       // the second one does
+	stopping chan struct{}
+	ended    chan any // what the lane panicked with, once it has ended
+}
+
+// holdWrite accepts a thread of ten posts, and runs its lane until nothing goes on but the first
+// write. The first post has one image and the others have four each. The last image has a
+// description, and is the last one to reach X.
+func holdWrite(t *testing.T) *heldWrite {
+	t.Helper()
+	b := &heldWrite{doubtBundle: doubt(t), answer: make(chan error), stopping: make(chan struct{}), ended: make(chan any, 1)}
+	const first, last = 4096, 8192 // the least bytes of the first and the last image
+	underWay, gathering := make(chan struct{}), make(chan struct{})
+	b.hc.Transport = transport(func(r *http.Request) (*http.Response, error) {
+		switch {
+		case r.URL.Path != "/2/media/upload":
+		case r.ContentLength > last:
+			<-gathering
+		case r.ContentLength < first:
+			<-underWay
+		}
+		return b.x.RoundTrip(r)
+	})
+	b.hook = &ledgerHook{Store: b.ledger, before: b.held(underWay)}
+	images := func(post, n, size int) (media []jetpost.Media) {
+		for i := range n {
+			media = append(media, jetpost.Media{Data: append(testImage(t), append(make([]byte, size), byte(post), byte(i))...)})
+		}
+		return media
+	}
+	posts := []jetpost.Post{{Media: images(0, 1, first)}}
+	for i := 1; i < 10; i++ {
+		posts = append(posts, jetpost.Post{Media: images(i, 4, 0)})
+	}
+	posts[9].Media[3] = images(9, 1, last)[0]
+	posts[9].Media[3].Alt = "the last one"
+	b.queue(t, jetpost.Request{Account: "acme", ID: "thread", Posts: posts})
+	h := *b.h
+	h.Ledger = b.hook
+	go func() {
+		defer func() { b.ended <- recover() }()
+		d := b.wake("acme")
+		d.Stopping = b.stopping
+		if err := h.Handle(t.Context(), d); err != nil {
+			t.Error(err)
+		}
+	}()
+	synctest.Wait()
+	close(gathering)
+	synctest.Wait()
+	testkit.Equal(t, "images at X", len(b.x.Media("acme")), 37)
+	testkit.Equal(t, "writes under way", b.writes, 1)
+	testkit.Equal(t, "descriptions before the ledger has the image", b.calls(xsim.EndpointMetadata), 0)
+	return b
+}
+
+// held counts the writes of media, and has the first one wait.
+func (b *heldWrite) held(underWay chan struct{}) func(string) error {
+	var mu sync.Mutex
+	return func(op string) error {
+		if op != "uploaded" {
+			return nil
+		}
+		mu.Lock()
+		b.writes++
+		n := b.writes
+		mu.Unlock()
+		switch {
+		case n == 1:
+			close(underWay)
+			return <-b.answer
+		case n == 2 && b.panics:
+			panic("dies")
+		}
+		return nil
+	}
+}
+
+// TestMediaWrittenTogether: one more write stores all media that X got while a write to the
+// ledger was under way. If it is not made, no upload goes on.
+func TestMediaWrittenTogether(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name      string
+		meanwhile func(*testing.T, *heldWrite)
+		answer    error // of the first write
+		writes    int
+		state     jetpost.State
+		posted    int
+	}{
+		{name: "made", writes: 3, state: jetpost.StatePublished, posted: 10}, // the third one is of the description
+		{name: "database away", answer: errAway, writes: 4, state: jetpost.StatePublished, posted: 10},
+		{name: "panic", writes: 2, state: jetpost.StateQueued, meanwhile: func(_ *testing.T, b *heldWrite) { b.panics = true }},
+		{name: "cancelled", writes: 2, state: jetpost.StateCancelled, meanwhile: func(t *testing.T, b *heldWrite) {
+			t.Helper()
+			_, err := b.ledger.Cancel(t.Context(), b.key, time.Now())
+			testkit.Must(t, err)
+		}},
+		{name: "lane lost", writes: 2, state: jetpost.StateQueued, meanwhile: func(t *testing.T, b *heldWrite) {
+			t.Helper()
+			b.hook.expire(t)
+			_, claimed, err := b.ledger.ClaimLane(t.Context(), "acme", "another", time.Minute, time.Now())
+			testkit.Must(t, err)
+			testkit.Equal(t, "taken over", claimed, true)
+		}},
+		{name: "stop", writes: 2, state: jetpost.StateQueued, meanwhile: func(_ *testing.T, b *heldWrite) {
+			close(b.stopping)
+			synctest.Wait()
+		}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := holdWrite(t)
+				if test.meanwhile != nil {
+					test.meanwhile(t, b)
+				}
+				b.answer <- test.answer
+				testkit.Equal(t, "panicked", <-b.ended != nil, b.panics)
+				testkit.Equal(t, "writes", b.writes, test.writes)
+				testkit.Equal(t, "images at X", len(b.x.Media("acme")), 37)
+				r := b.want(t, b.key, test.state, "", test.posted)
+				if test.posted == 0 {
+					testkit.Equal(t, "descriptions", b.calls(xsim.EndpointMetadata), 0)
+					return
+				}
+				for _, p := range r.Posts {
+					var ids []string
+					for _, m := range p.Media {
+						ids = append(ids, m.ID)
+					}
+					testkit.Equal(t, fmt.Sprint("stored media of post ", p.Index), fmt.Sprint(ids), fmt.Sprint(p.MediaIDs))
+				}
+				testkit.Equal(t, "description", r.Posts[9].Media[3].Described, true)
+			})
+		})
+	}
+}
+
 // TestUploadsInterrupted: a worker that is asked to stop, or has lost the lane, does not go
 // on with uploads. The request is not held, and the next worker posts it.
 func TestUploadsInterrupted(t *testing.T) {
