@@ -211,6 +211,9 @@ func runnable(snap store.Snapshot, now time.Time) (head *store.Record, wakeAt ti
 
 // advance takes the head as far as possible now.
 func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
+	if t := r.take(head); t != nil {
+		return r.renewing(ctx, head, t.token, t.post(ctx, ""))
+	}
 	now := time.Now()
 	if r.lane.LostClaims >= poisonClaims {
 		r.lane.LostClaims = 0
@@ -225,9 +228,6 @@ func (r *laneRun) advance(ctx context.Context, head *store.Record) attempt {
 		return r.settled(failWith(jetpost.CodeInvalidRequest, err.Error()))
 	case len(head.Posts) == 0:
 		return r.read(ctx, head, request)
-	}
-	if t := r.take(head); t != nil {
-		return r.renewing(ctx, head, t.token, t.post(ctx, ""))
 	}
 	t := &threadRun{r: r, head: head, request: request, begun: -1}
 	var parent string
