@@ -330,7 +330,7 @@ func gapLanes(b *testBundle, m *mortal) func(context.Context) error {
 func (b *testBundle) mortalLane(m *mortal) *publishHandler {
 	return b.lane(func(h *publishHandler) {
 		h.Ledger, h.Tokens, h.Worker = mortalLedger{m, b.ledger}, mortalTokens{m, h.Tokens}, "victim"
-		h.Announce.Ledger, h.Timing = mortalLedger{m, b.ledger}, gapTiming()
+		h.Announce.Ledger, h.Announce.DeadLetters, h.Timing = mortalLedger{m, b.ledger}, inOrder{b.deadLetters}, gapTiming()
 	})
 }
 
@@ -531,6 +531,14 @@ func (run gapRun) victim(t *testing.T, b *testBundle, g gap) []string {
 	nc.Close()
 	<-ended
 	return m.taken
+}
+
+// inOrder waits for the answers to events at once, so that the steps come in one order.
+type inOrder struct{ *publishers.DeadLetters }
+
+func (d inOrder) Events(ctx context.Context, events []publishers.Told) func() []error {
+	errs := d.DeadLetters.Events(ctx, events)()
+	return func() []error { return errs }
 }
 
 // done reports whether nothing is left to do for the worker.

@@ -208,23 +208,27 @@ func (a *OutboxRelay) try(ctx context.Context, key store.Key) {
 	}
 }
 
-// wrote publishes the request as the lane's latest step has written it. If soon is true, the
-// lane's next step follows at once and marks the event (see [store.Claim.Told]).
-func (a *OutboxRelay) wrote(ctx context.Context, lane store.Claim, key store.Key, soon bool) {
+// wrote publishes the request as the lane's latest step has written it. It does not wait for
+// the answer of NATS: heard does. If soon is true, a step of the lane follows at once and marks
+// the event (see [store.Claim.Told]).
+func (a *OutboxRelay) wrote(ctx context.Context, lane store.Claim, key store.Key) (heard func(soon bool)) {
 	rec, known := lane.Wrote(key.ID)
 	if !known {
 		a.settled(ctx, lane, key)
-		return
+		return func(bool) {}
 	}
-	err := a.publish(ctx, rec)
-	if err == nil {
-		a.newer(key)
-	}
-	if err == nil && !(soon && lane.Told(store.Revision{Key: key, Number: rec.Status.Revision})) {
-		err = a.mark(ctx, rec)
-	}
-	if err != nil {
-		a.Log.Warn("event.delayed", "account", key.Account, "request", key.ID, "error", err)
+	result := a.DeadLetters.Events(ctx, []publishers.Told{a.event(&rec)})
+	return func(soon bool) {
+		err := result()[0]
+		if err == nil {
+			a.newer(key)
+			if !soon || !lane.Told(store.Revision{Key: key, Number: rec.Status.Revision}) {
+				err = a.mark(ctx, rec)
+			}
+		}
+		if err != nil {
+			a.Log.Warn("event.delayed", "account", key.Account, "request", key.ID, "error", err)
+		}
 	}
 }
 

@@ -85,6 +85,7 @@ func (h *publishHandler) Handle(ctx context.Context, d delivery) error {
 	stop := run.keepLease(ctx)
 	defer stop()
 	defer run.drop()
+	defer func() { run.hear(false) }()
 	h.Windows.Arrive(ctx, lane)
 	if err := run.run(ctx); err != nil {
 		// Another worker has the lane and goes on with it.
@@ -122,6 +123,8 @@ type laneRun struct {
 	// next is the request whose intent was sent to the ledger with the latest outcome; nil
 	// if none was.
 	next *threadRun
+	// told waits for the answer of NATS to the latest event; nil if none is awaited.
+	told func(soon bool)
 	// renewed is true if this run has renewed the token after a 401.
 	renewed bool
 	// filled is the id of the request that this run has filled in (see read).
@@ -398,6 +401,7 @@ func (t *threadRun) send(ctx context.Context, i int, p xapi.Post) (postID string
 		return "", err
 	}
 	created, err := t.client.CreatePost(xapi.WithNotAfter(ctx, notAfter), p)
+	t.r.hear(true)
 	if err != nil {
 		permit.Done(err)
 		return "", err
@@ -483,7 +487,10 @@ func (t *threadRun) live(ctx context.Context, i int, postID string, permit *admi
 	t.sent(i, state)
 	tracePost(ctx, i, state)
 	r.log.Info("post.published", "request", t.head.ID, "post", i, "post_id", postID, "of", len(t.request.Posts), "state", state)
-	r.h.Announce.wrote(ctx, r.lane, t.head.Key, !t.uploading(i+1))
+	r.told = r.h.Announce.wrote(ctx, r.lane, t.head.Key)
+	if t.uploading(i + 1) {
+		r.hear(false)
+	}
 	return nil
 }
 
@@ -517,6 +524,15 @@ func (t *threadRun) ended(ctx context.Context, err error) attempt {
 	return a
 }
 
+// hear waits until NATS has answered to the lane's latest event, of which the lane does not
+// wait before it calls X. If soon is true, a step of the lane follows at once.
+func (r *laneRun) hear(soon bool) {
+	if r.told != nil {
+		r.told(soon)
+		r.told = nil
+	}
+}
+
 // settle applies an attempt to the gate and the ledger, and announces it.
 func (r *laneRun) settle(ctx context.Context, head *store.Record, generation int64, a attempt) error {
 	if errors.Is(a.err, store.ErrFenced) {
@@ -526,6 +542,7 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, generation int
 	if err != nil || out.State == "" {
 		return err
 	}
+	r.hear(true)
 	_, err = persist(ctx, r, "conclude", func() (struct{}, error) {
 		return struct{}{}, r.h.Ledger.Conclude(ctx, r.lane, head.ID, out)
 	})
@@ -623,6 +640,7 @@ func (r *laneRun) release(ctx context.Context, snap store.Snapshot, wakeAt, now 
 			r.log.Warn("lane.wake_delayed", "until", wakeAt, "error", err) // the sweeper wakes instead
 		}
 	}
+	r.hear(true)
 	free, err := persist(ctx, r, "release", func() (bool, error) {
 		return r.h.Ledger.ReleaseLane(ctx, r.lane, snap.Generation, wakeAt, now)
 	})

@@ -19,6 +19,7 @@ const unpublishRetry = 15 * time.Minute
 // unpublish takes one step of the account's earliest deletion. A step may be repeated after a
 // worker has died.
 func (r *laneRun) unpublish(ctx context.Context, generation int64) error {
+	r.hear(true)
 	var found bool
 	rec, err := persist(ctx, r, "read deletions", func() (rec store.Record, err error) {
 		rec, found, err = r.h.Ledger.Unpublishing(ctx, r.lane)

@@ -73,7 +73,7 @@ func (s *Store) ReleaseLane(ctx context.Context, lane store.Claim, generation in
 		}
 	}()
 	err = s.change(ctx, "release lane", func(ctx context.Context, tx *sql.Tx) (err error) {
-		if latest, err = markTold(ctx, tx, told); err != nil {
+		if latest, err = markTold(ctx, tx, told, ""); err != nil {
 			return err
 		}
 		n, err := changed(ctx, tx, sqlReleaseLane, lane.Account, lane.Fence, generation, micros(wakeAt))
@@ -87,13 +87,13 @@ func (s *Store) ReleaseLane(ctx context.Context, lane store.Claim, generation in
 }
 
 // markTold marks as delivered what a lane has published, in the transaction of its next
-// step.
-func markTold(ctx context.Context, tx *sql.Tx, told store.Revision) (latest bool, err error) {
+// step. If that step writes the same request, its own event follows.
+func markTold(ctx context.Context, tx *sql.Tx, told store.Revision, writes string) (latest bool, err error) {
 	if told.Number == 0 {
 		return true, nil
 	}
 	err = tx.QueryRowContext(ctx, sqlMarkDelivered, told.Account, told.ID, told.Number).Scan(&latest)
-	return latest, missing(err, store.ErrNotFound)
+	return latest || told.ID == writes, missing(err, store.ErrNotFound)
 }
 
 // readGenerations reads the lane's own part of a snapshot. It fails with
@@ -180,7 +180,7 @@ func (s *Store) Begin(ctx context.Context, claim store.Claim, id string, intent 
 	cache := rules.CacheOf(claim)
 	told, latest := cache.Mark(), true
 	err := s.change(ctx, "begin post", func(ctx context.Context, tx *sql.Tx) (err error) {
-		if latest, err = markTold(ctx, tx, told); err != nil {
+		if latest, err = markTold(ctx, tx, told, id); err != nil {
 			return err
 		}
 		_, err = apply(ctx, tx, store.Key{Account: claim.Account, ID: id}, func(laneRow rules.LaneRow, r *rules.Row) (rules.Change, error) {
@@ -228,7 +228,7 @@ func (s *Store) Posted(ctx context.Context, claim store.Claim, id string, live s
 	cache := rules.CacheOf(claim)
 	told, latest := cache.Mark(), true
 	err := s.change(ctx, "record post", func(ctx context.Context, tx *sql.Tx) (err error) {
-		if latest, err = markTold(ctx, tx, told); err != nil {
+		if latest, err = markTold(ctx, tx, told, id); err != nil {
 			return err
 		}
 		var change rules.Change
