@@ -49,6 +49,7 @@ type Lifeboat struct {
 	ledgerID  string
 	sealer    *Sealer
 	spareMu   sync.Mutex // of the spare files
+	sparse    bool       // a spare file may be missing
 }
 
 // NewLifeboat uses a directory, which Prepare makes. Pairs belong to one ledger; those
@@ -103,19 +104,22 @@ func (l *Lifeboat) Prepare() error {
 	if err := os.Rename(made, workerDir); err != nil {
 		return errors.Join(fmt.Errorf("write to lifeboat: %w", err), lock.Close())
 	}
-	l.workerDir, l.lock = workerDir, lock
+	l.workerDir, l.lock, l.sparse = workerDir, lock, true
 	if err := l.setAside(); err != nil {
 		return errors.Join(fmt.Errorf("set room aside in lifeboat: %w", err), l.Close())
 	}
 	return nil
 }
 
-// setAside fills up the spare files. They hold random bytes, since a file system may
-// reserve no room for others. Nothing is synced: after a crash the worker directory is
-// not used any more.
+// setAside fills up the spare files, if one was used. They hold random bytes, since a
+// file system may reserve no room for others. Nothing is synced: after a crash the worker
+// directory is not used any more.
 func (l *Lifeboat) setAside() error {
 	l.spareMu.Lock()
 	defer l.spareMu.Unlock()
+	if !l.sparse {
+		return nil
+	}
 	for n := range spares {
 		path := filepath.Join(l.workerDir, fmt.Sprintf("%s%d%s", sparePrefix, n, halfSuffix))
 		if exists(path) {
@@ -127,6 +131,7 @@ func (l *Lifeboat) setAside() error {
 			return errors.Join(err, os.Remove(path))
 		}
 	}
+	l.sparse = false
 	return nil
 }
 
@@ -142,6 +147,7 @@ func (l *Lifeboat) intoSpare(path string, data []byte) error {
 		return errors.New("no room is set aside for it")
 	}
 	spare := found[0]
+	l.sparse = true // also if it fails from here on
 	f, err := os.OpenFile(spare, os.O_WRONLY, 0)
 	if err != nil {
 		return err

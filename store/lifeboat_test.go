@@ -154,6 +154,43 @@ func TestLifeboatShared(t *testing.T) {
 	}
 }
 
+// TestLifeboatSparesOnce: the spare files are looked for only after one was used, and not
+// with each pair.
+func TestLifeboatSparesOnce(t *testing.T) {
+	t.Parallel()
+	boat := NewLifeboat(t.TempDir(), "ledger", lifeboatSealer(t))
+	if err := boat.Prepare(); err != nil {
+		t.Fatal(err)
+	}
+	claim, pair, at := lifeboatPair()
+	want := func(when string, n int) {
+		t.Helper()
+		if found, err := list(boat.workerDir, sparePrefix, halfSuffix); err != nil || len(found) != n {
+			t.Errorf("%s there are %d spare files, %v, want %d", when, len(found), err, n)
+		}
+	}
+	want("at the start", spares)
+	spare, err := list(boat.workerDir, sparePrefix, halfSuffix)
+	if err == nil {
+		err = os.Remove(spare[0]) // unknown to the lifeboat
+	}
+	if err := errors.Join(err, boat.Keep(claim, pair, at), boat.Drop(claim)); err != nil {
+		t.Fatal(err)
+	}
+	want("after a pair that had room", spares-1)
+	if err := boat.intoSpare(boat.path(claim), []byte("{}\n")); err != nil {
+		t.Fatal(err)
+	}
+	want("after a pair that had none", spares-2)
+	if err := boat.Drop(claim); err != nil {
+		t.Fatal(err)
+	}
+	want("after it was dropped", spares)
+	if err := boat.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // A pair that cannot be opened stays where it is, whatever the reason.
 func TestLifeboatUnopenable(t *testing.T) {
 	t.Parallel()
