@@ -467,7 +467,7 @@ func TestGivenUpTakesEffect(t *testing.T) {
 		{"Resolve", transaction, store.ErrNotRunnable},
 		{"ResumeAccount", transaction, nil},
 		{"RoundDelivered", statement, nil},
-		{"SaveToken", transaction, nil},
+		{"SaveToken", statement, nil},
 		{"SaveTokenFailure", statement, store.ErrFenced},
 		{"Spend", transaction, nil},
 		{"TakeAttempt", transaction, store.ErrAttemptOver},

@@ -42,6 +42,7 @@ type Store struct {
 	apart        atomic.Int64 // until when calls of AcceptMany share no transaction
 	marks        *gather[store.Revision, bool]
 	tokens       *gather[string, *store.SealedToken]
+	saves        *gather[saving, bool]
 }
 
 var _ store.Store = (*Store)(nil)
@@ -85,6 +86,7 @@ func Open(ctx context.Context, url string, sealer *store.Sealer, options ...Opti
 	}}
 	s.marks = &gather[store.Revision, bool]{patience: &s.patience.call, key: func(r store.Revision) string { return r.Account + "/" + r.ID }, send: s.takeMarks}
 	s.tokens = &gather[string, *store.SealedToken]{patience: &s.patience.call, key: func(account string) string { return account }, send: s.takeTokens}
+	s.saves = &gather[saving, bool]{patience: &s.patience.call, key: func(in saving) string { return in.claim.ID }, send: s.takeSaves}
 	if err := s.checkSchema(ctx); err != nil {
 		pool.Close()
 		return nil, err

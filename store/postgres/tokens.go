@@ -2,7 +2,9 @@ package postgres
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -179,6 +181,26 @@ func (s *Store) ClaimToken(ctx context.Context, claim store.TokenClaim) (token s
 }
 
 const (
+	// sqlSaveTokens saves the pairs of many claims, each if the row's version is still the
+	// claim's and its account does not require re-authorising. It waits for nobody who holds
+	// a row, so it cannot deadlock with a claim of many tokens, a rotation, another worker's
+	// save, or whoever locks a lane and a token. A row that is left out is saved alone.
+	sqlSaveTokens = `
+WITH input AS MATERIALIZED (
+    SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::timestamptz[], $6::timestamptz[], $7::text[], $8::timestamptz[], $9::text[])
+    AS v (id, version, access, refresh, expires, due, scope, at, metadata)
+), locked AS MATERIALIZED (
+    SELECT t.id FROM input JOIN oauth_tokens AS t ON t.id = input.id
+    WHERE t.version = input.version AND NOT t.requires_reauth ORDER BY t.id FOR NO KEY UPDATE OF t SKIP LOCKED
+)
+UPDATE oauth_tokens AS t
+SET access_token = input.access, refresh_token = input.refresh, expires_at = input.expires, refresh_after = input.due, scope = input.scope,
+    refreshed_at = input.at, version = t.version + 1, lease_id = NULL, lease_until = NULL, refresh_started_at = NULL, attempts = 0,
+    next_attempt_at = NULL, metadata = input.metadata::jsonb
+FROM locked JOIN input ON input.id = locked.id
+WHERE t.id = locked.id AND t.version = input.version AND NOT t.requires_reauth
+RETURNING t.id::text`
+
 	// The lock of a row that has the pair already is a write of its own: its commit
 	// waits until a synchronous standby has that pair, too.
 	sqlLockClaim = `SELECT user_id, requires_reauth, version, access_token, refresh_token FROM oauth_tokens WHERE id = $1 FOR UPDATE`
@@ -190,31 +212,87 @@ SET access_token = $3, refresh_token = $4, expires_at = $5, refresh_after = $6, 
 WHERE id = $1 AND version = $2`
 )
 
-// SaveToken implements store.Tokens.
+// saving is a pair for the row of a claim.
+type saving struct {
+	claim           store.Token
+	pair            store.Pair
+	access, refresh string // the pair, sealed
+	now             time.Time
+}
+
+// SaveToken implements store.Tokens. The pairs that come while the statement before is
+// under way are saved together. What that statement leaves out is saved alone: it may be
+// fenced or held, have the pair already, or belong to an account that had to be connected
+// again.
 func (s *Store) SaveToken(ctx context.Context, claim store.Token, pair store.Pair, now time.Time) error {
 	access, refresh, err := s.sealer.SealPair(claim.ID, pair)
 	if err != nil {
 		return s.wrap("save token", err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, s.patience.call) // of both
+	defer cancel()
+	in := saving{claim: claim, pair: pair, access: access, refresh: refresh, now: now}
+	saved, err := s.saves.do(ctx, in)
+	if saved || err != nil {
+		return s.wrap("save token", err)
+	}
+	return s.saveAlone(ctx, in)
+}
+
+// takeSaves saves the pairs of many claims. If the database refuses the statement, each is
+// saved alone, so that one's failure is never another's.
+func (s *Store) takeSaves(group []*asked[saving, bool]) {
+	saved, err := s.saveMany(group)
+	for _, w := range group {
+		w.answer = slices.Contains(saved, w.ask.claim.ID)
+		if unavailable(err) {
+			w.err = err
+		}
+	}
+}
+
+// saveMany returns the ids of the tokens that it saved.
+func (s *Store) saveMany(group []*asked[saving, bool]) ([]string, error) {
+	var (
+		ids, accesses, refreshes, scopes, metadata []string
+		versions                                   []int64
+		expires, due, at                           []time.Time
+	)
+	for _, w := range group {
+		in := &w.ask
+		ids, versions = append(ids, in.claim.ID), append(versions, in.claim.Version)
+		accesses, refreshes = append(accesses, in.access), append(refreshes, in.refresh)
+		expires, due = append(expires, in.pair.ExpiresAt), append(due, in.pair.RefreshAfter(in.now))
+		meta, _ := json.Marshal(rules.RefreshedMeta(in.now)) // which cannot fail
+		scopes, at, metadata = append(scopes, in.pair.Scope), append(at, in.now), append(metadata, string(meta))
+	}
+	return collect(group[0].ctx, s.db, func(row scanner) (id string, err error) {
+		err = row.Scan(&id)
+		return id, err
+	}, sqlSaveTokens, ids, versions, accesses, refreshes, expires, due, scopes, at, metadata)
+}
+
+// saveAlone saves one pair under the lock of its row.
+func (s *Store) saveAlone(ctx context.Context, in saving) error {
 	return s.change(ctx, "save token", func(ctx context.Context, tx pgx.Tx) error {
-		there := store.SealedToken{Token: store.Token{ID: claim.ID}}
+		there := store.SealedToken{Token: store.Token{ID: in.claim.ID}}
 		var reauth bool
-		err := tx.QueryRow(ctx, sqlLockClaim, claim.ID).
+		err := tx.QueryRow(ctx, sqlLockClaim, in.claim.ID).
 			Scan(&there.Account, &reauth, &there.Version, &there.SealedAccess, &there.SealedRefresh)
 		switch {
 		case err != nil:
 			return missing(err, store.ErrFenced)
-		case rules.Saved(s.sealer, there, claim, pair):
+		case rules.Saved(s.sealer, there, in.claim, in.pair):
 			return nil
-		case there.Version != claim.Version:
+		case there.Version != in.claim.Version:
 			return store.ErrFenced
 		}
-		_, err = tx.Exec(ctx, sqlSaveToken, claim.ID, claim.Version, access, refresh,
-			pair.ExpiresAt, pair.RefreshAfter(now), pair.Scope, now, rules.RefreshedMeta(now))
+		_, err = tx.Exec(ctx, sqlSaveToken, in.claim.ID, in.claim.Version, in.access, in.refresh,
+			in.pair.ExpiresAt, in.pair.RefreshAfter(in.now), in.pair.Scope, in.now, rules.RefreshedMeta(in.now))
 		if err != nil || !reauth {
 			return err
 		}
-		_, err = endHolds(ctx, tx, there.Account, jetpost.CodeAccountReauthRequired, s.now(now))
+		_, err = endHolds(ctx, tx, there.Account, jetpost.CodeAccountReauthRequired, s.now(in.now))
 		return err
 	})
 }

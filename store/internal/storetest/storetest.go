@@ -244,6 +244,7 @@ func tokenTests() []part {
 		{"SaveTokenAfterLease", saveTokenAfterLease},
 		{"SaveTokenEndsHolds", saveTokenEndsHolds},
 		{"SaveTokenFailure", saveTokenFailure},
+		{"SaveTokensTogether", saveTokensTogether},
 		{"TokenUnopenable", tokenUnopenable},
 		{"TokensAreSealed", tokensAreSealed},
 		{"TryLease", tryLease},

@@ -743,6 +743,49 @@ func saveTokenEndsHolds(t *testing.T, b *bundle) {
 	equal(t, "wake-ups by a refresh that ends nothing", b.snapshot(t, lane, later).Generation, generation)
 }
 
+// saveTokensTogether: of pairs that are saved at once, each is saved or refused by its own
+// row. One claim is outdated, one pair is there already, one account had to be connected
+// again.
+func saveTokensTogether(t *testing.T, b *bundle) {
+	const tokens = 20
+	b.addDue(t, tokens)
+	const fenced, repeated, reauth = 3, 7, 11
+	slow := b.claimOne(t, "due-11", shortLease)
+	b.requireReauth(t, b.claimOne(t, "due-11", longLease))
+	next := func(i int) store.Pair { return pair(fmt.Sprintf("next-%02d", i), b.now.Add(2*time.Hour)) }
+	claims := make([]store.Token, tokens)
+	for i := range claims {
+		if i == reauth {
+			claims[i] = slow
+			continue
+		}
+		claims[i] = b.claimOne(t, fmt.Sprintf("due-%02d", i), longLease)
+	}
+	testkit.Must(t, b.st.SaveToken(t.Context(), claims[fenced], pair("first", b.now.Add(2*time.Hour)), b.now))
+	testkit.Must(t, b.st.SaveToken(t.Context(), claims[repeated], next(repeated), b.now))
+	errs := make([]error, tokens)
+	var group sync.WaitGroup
+	for i, claim := range claims {
+		group.Go(func() { errs[i] = b.st.SaveToken(t.Context(), claim, next(i), b.now) })
+	}
+	group.Wait()
+	for i, err := range errs {
+		token := b.token(t, claims[i].Account)
+		want := store.Token{
+			ID: claims[i].ID, Account: claims[i].Account, Pair: next(i), Version: 2, RefreshedAt: b.now, TokenMeta: store.TokenMeta{LastRefreshAt: b.now},
+		}
+		if i == fenced {
+			fails(t, "an outdated claim", err, store.ErrFenced)
+			want.Pair = pair("first", b.now.Add(2*time.Hour))
+		} else {
+			testkit.Must(t, err)
+		}
+		if diff := cmp.Diff(want, token, secrets()); diff != "" {
+			t.Errorf("token %d (-want +got):\n%s", i, diff)
+		}
+	}
+}
+
 func saveTokenFailure(t *testing.T, b *bundle) {
 	testkit.Must(t, b.st.SaveToken(t.Context(), b.claimOne(t, acme, longLease), pair("next", b.now.Add(time.Hour)), b.now))
 	later := b.now.Add(time.Minute)
