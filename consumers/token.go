@@ -43,13 +43,6 @@ type accountNews interface {
 	AnnounceAccounts(ctx context.Context, account string) error
 }
 
-// lifeboat stores token pairs that the database has not stored yet.
-type lifeboat interface {
-	Keep(claim store.Token, pair store.Pair, now time.Time) error
-	Drop(claim store.Token) error
-	Load() ([]store.Rescued, error)
-}
-
 // refresher exchanges tokens, at most once per claim. Ticks, requests by hand and lanes all
 // get tokens from it.
 type refresher struct {
@@ -240,43 +233,38 @@ func (r *refresher) evidence(err error, took time.Duration) error {
 	return err
 }
 
-// keep commits a token pair. X accepts only this pair now, so it is stored in the lifeboat
-// before the database is asked, which may not answer. If the worker stops or dies before the
+// keep commits a token pair. X accepts only this pair now, so it is in the lifeboat before
+// the database is asked, which may not answer. If the worker stops or dies before the
 // commit, the next worker reads the pair from the lifeboat. The commit is retried until then.
 // The error is store.ErrFenced if a newer pair is stored.
-func (r *refresher) keep(ctx context.Context, log *slog.Logger, claim store.Token, pair store.Pair, now time.Time) error {
-	afloat := false
-	if r.Lifeboat != nil {
-		if err := r.Lifeboat.Keep(claim, pair, now); err != nil {
-			log.Error("token.not_in_lifeboat", "error", err)
-		} else {
-			afloat = true
-		}
-	}
+func (r *refresher) keep(ctx context.Context, log *slog.Logger, claim store.Token, pair store.Pair, now time.Time) (err error) {
+	in := r.embark(log, claim, pair, now)
+	over := false // stays so if this worker dies
+	defer func() { in.end(over) }()
 	told := false
-	err := r.carry(ctx, func(ctx context.Context, leave func()) error {
+	err = r.carry(ctx, func(ctx context.Context, leave func()) error {
 		err := r.Tokens.SaveToken(ctx, claim, pair, now)
-		if !settled(err) && afloat && !told {
+		if !settled(err) && !told && in.sync() {
 			told = true
 			log.Warn("token.in_lifeboat", "error", err)
 			leave()
 		}
 		return err
 	})
-	if afloat && settled(err) {
-		if err := r.Lifeboat.Drop(claim); err != nil {
-			log.Warn("token.lifeboat_not_emptied", "error", err) // Recover removes it within seconds
-		}
-	}
+	over = settled(err)
 	return err
 }
 
 // Recover commits the pairs that are in the lifeboat. They are those that this worker could
 // not commit, those of earlier workers, and those of other containers that share the
 // directory. It runs at the start and every 10 seconds after that. A pair that is older
-// than the stored one is dropped.
+// than the stored one is dropped. What is left of pairs that a crash of the machine took is
+// logged.
 func (r *refresher) Recover(ctx context.Context) error {
-	rescued, err := r.Lifeboat.Load()
+	rescued, torn, err := r.Lifeboat.Load()
+	for _, one := range torn {
+		r.Log.Error("token.torn", "token", one.TokenID, "version", one.Version, "file", one.File)
+	}
 	if err != nil {
 		return fmt.Errorf("load lifeboat: %w", err)
 	}

@@ -197,7 +197,7 @@ func (hungNews) AnnounceAccounts(ctx context.Context, _ string) error {
 // afloat counts the pairs in the lifeboat.
 func (b *testBundle) afloat(t *testing.T) int {
 	t.Helper()
-	pairs, err := b.lifeboat.Load()
+	pairs, _, err := b.lifeboat.Load()
 	testkit.Must(t, err)
 	return len(pairs)
 }

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -21,7 +22,8 @@ const (
 	workerDirPrefix = "worker-"
 	workerDirLock   = "lock"
 	lifeboatSuffix  = ".pair.json"
-	halfSuffix      = ".tmp" // of a file that is not complete yet
+	tornSuffix      = ".pair.torn" // of a pair that was lost in a crash of the machine
+	halfSuffix      = ".tmp"       // of a file that is not complete yet
 	sparePrefix     = ".spare-"
 )
 
@@ -37,6 +39,9 @@ const (
 // pair a file. X takes no other pair of the account, so a process that ends before that
 // leaves the pair to the next one.
 //
+// A pair that was written outlives its process. Only one that was kept outlives a crash of
+// its machine, too. Such a crash leaves an empty file of another one, or part of it.
+//
 // Any number of processes share a directory, also from several containers. Each has a
 // worker directory of its own in it and holds that directory's lock for as long as it
 // lives. If nobody holds a worker directory, the first process that checks it takes
@@ -48,6 +53,7 @@ type Lifeboat struct {
 	lock      *os.File
 	ledgerID  string
 	sealer    *Sealer
+	nameMu    sync.Mutex // of the names of this process's pairs
 	spareMu   sync.Mutex // of the spare files
 	sparse    bool       // a spare file may be missing
 }
@@ -63,6 +69,14 @@ type Rescued struct {
 	Claim Token // only its ID, Account and Version
 	Pair  Pair
 	At    time.Time // when X gave it
+}
+
+// Torn is what a crash of the machine left of a pair that was written and not kept. X has
+// spent the token of the version before, and the pair is lost.
+type Torn struct {
+	File    string // where it is now
+	TokenID string
+	Version int64 // of the pair that was exchanged
 }
 
 // stored is a file's content. The tokens are sealed for their row.
@@ -157,7 +171,10 @@ func (l *Lifeboat) intoSpare(path string, data []byte) error {
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	return place(spare, path)
+	if err := l.name(spare, path); err != nil {
+		return err
+	}
+	return syncPath(filepath.Dir(path))
 }
 
 // Close leaves the worker directory, with the pairs in it, to other processes.
@@ -212,28 +229,43 @@ func (l *Lifeboat) empty(workerDir string) error {
 	return errors.Join(l.move(workerDir), l.clear(workerDir))
 }
 
-// move moves this ledger's pairs from a directory into this process's worker directory.
-// A crash leaves each pair in one of the two. A pair of a claim that already has a pair
-// here waits until that one is saved.
+// move moves this ledger's pairs from a directory into this process's worker directory. A
+// crash leaves each pair in one of the two. Each is synced, because its process may have
+// died before it did that. If that fails, the database may still take the pair.
 func (l *Lifeboat) move(from string) error {
 	pairs, err := list(from, "", lifeboatSuffix)
 	if err != nil {
 		return err
 	}
 	for _, old := range pairs {
-		now := filepath.Join(l.workerDir, filepath.Base(old))
-		if l.foreign(old) || exists(now) {
+		if l.foreign(old) {
 			continue
 		}
-		if err := os.Rename(old, now); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		_ = syncPath(old)
+		if err := l.moveIn(old); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
+	}
+	if len(pairs) > 0 {
+		_ = syncPath(l.workerDir)
 	}
 	return nil
 }
 
+// moveIn moves a pair. One of a claim that already has a pair here waits until that one is
+// saved.
+func (l *Lifeboat) moveIn(old string) error {
+	l.nameMu.Lock()
+	defer l.nameMu.Unlock()
+	now := filepath.Join(l.workerDir, filepath.Base(old))
+	if exists(now) {
+		return nil
+	}
+	return os.Rename(old, now)
+}
+
 // foreign reports whether a pair belongs to another ledger. An unreadable file does
-// not: Load names it.
+// not, nor one that is torn: Load names it.
 func (l *Lifeboat) foreign(path string) bool {
 	var s stored
 	text, err := os.ReadFile(path)
@@ -275,21 +307,26 @@ func (l *Lifeboat) clear(workerDir string) error {
 	return err
 }
 
-// Keep writes the pair to disk before it returns.
+// Write writes the pair without waiting for the disk.
+func (l *Lifeboat) Write(claim Token, pair Pair, at time.Time) error {
+	text, err := l.seal(claim, pair, at)
+	if err == nil {
+		err = l.writeWhole(l.path(claim), text, false)
+	}
+	if err != nil {
+		return fmt.Errorf("write to lifeboat: %w", err)
+	}
+	return nil
+}
+
+// Keep has the pair on disk before it returns, also if the disk is full. It may have been
+// written before.
 func (l *Lifeboat) Keep(claim Token, pair Pair, at time.Time) error {
-	access, refresh, err := l.sealer.SealPair(claim.ID, pair)
+	text, err := l.seal(claim, pair, at)
 	if err != nil {
 		return err
 	}
-	text, err := json.Marshal(stored{
-		Ledger: l.ledgerID, TokenID: claim.ID, Account: claim.Account, Version: claim.Version,
-		AccessToken: access, RefreshToken: refresh, ExpiresAt: pair.ExpiresAt, Scope: pair.Scope, At: at,
-	})
-	if err != nil {
-		return err
-	}
-	text = append(text, '\n')
-	if err := writeWhole(l.path(claim), text); err != nil {
+	if err := l.writeWhole(l.path(claim), text, true); err != nil {
 		if spared := l.intoSpare(l.path(claim), text); spared != nil {
 			return fmt.Errorf("write to lifeboat: %w", errors.Join(err, spared))
 		}
@@ -297,33 +334,56 @@ func (l *Lifeboat) Keep(claim Token, pair Pair, at time.Time) error {
 	return nil
 }
 
-// writeWhole gives a file its name only once its content is on disk, and syncs the name
-// before it returns.
-func writeWhole(path string, data []byte) error {
+// seal is the content of a pair's file: one line of JSON.
+func (l *Lifeboat) seal(claim Token, pair Pair, at time.Time) ([]byte, error) {
+	access, refresh, err := l.sealer.SealPair(claim.ID, pair)
+	if err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(stored{
+		Ledger: l.ledgerID, TokenID: claim.ID, Account: claim.Account, Version: claim.Version,
+		AccessToken: access, RefreshToken: refresh, ExpiresAt: pair.ExpiresAt, Scope: pair.Scope, At: at,
+	})
+	return append(text, '\n'), err
+}
+
+// writeWhole gives a file its name only once its content is written. With synced, content
+// and name are on disk before it returns.
+func (l *Lifeboat) writeWhole(path string, data []byte, synced bool) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".*"+halfSuffix) // made with 0600
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = place(f.Name(), path)
+	if synced {
+		err = errors.Join(err, f.Sync())
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = l.name(f.Name(), path)
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
+	if synced {
+		return syncPath(filepath.Dir(path))
+	}
 	return nil
 }
 
-// place gives a file that is on disk its name, and syncs the name, too.
-func place(from, path string) error {
-	if err := os.Rename(from, path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
+// name gives a whole file the name of a pair.
+func (l *Lifeboat) name(from, path string) error {
+	l.nameMu.Lock()
+	defer l.nameMu.Unlock()
+	return os.Rename(from, path)
+}
+
+// syncPath has a file or a directory on disk before it returns.
+func syncPath(path string) error {
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // Drop removes a pair that the database has by now or does not need.
@@ -337,33 +397,66 @@ func (l *Lifeboat) Drop(claim Token) error {
 	return nil
 }
 
-// Load opens every pair of this ledger that no other process holds. It fails with
-// *KeyError or *DamagedError and leaves the files' content as it is.
-func (l *Lifeboat) Load() (rescued []Rescued, err error) {
+// Load opens every pair of this ledger that no other process holds, and reports once what
+// is torn. It fails with *KeyError or *DamagedError and leaves the content of those files
+// as it is.
+func (l *Lifeboat) Load() (rescued []Rescued, torn []Torn, err error) {
 	if err := l.takeOver(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	pairs, err := list(l.workerDir, "", lifeboatSuffix)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, path := range pairs {
-		text, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // another process has saved it meanwhile
-		}
-		if err != nil {
-			return nil, err
+		text, lost, err := l.read(path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // it was saved meanwhile
+			continue
+		case err != nil:
+			return nil, torn, err
+		case lost != nil:
+			torn = append(torn, *lost)
+			continue
 		}
 		one, mine, err := l.open(text)
 		if err != nil {
-			return nil, fmt.Errorf("open %s: %w", path, err)
+			return nil, torn, fmt.Errorf("open %s: %w", path, err)
 		}
 		if mine {
 			rescued = append(rescued, one)
 		}
 	}
-	return rescued, nil
+	return rescued, torn, nil
+}
+
+// read reads a pair's file. One that is torn it moves out of the way, where nobody counts
+// it or looks for pairs. Nothing can be opened in it, but its removal could not be taken
+// back, and on a file system of several machines its content may come later.
+func (l *Lifeboat) read(path string) ([]byte, *Torn, error) {
+	l.nameMu.Lock() // so that it is still the same file
+	defer l.nameMu.Unlock()
+	text, err := os.ReadFile(path)
+	if err != nil || !isTorn(text) {
+		return text, nil, err
+	}
+	name := strings.TrimSuffix(filepath.Base(path), lifeboatSuffix)
+	torn := &Torn{File: filepath.Join(l.dir, name+tornSuffix), TokenID: name}
+	if i := strings.LastIndexByte(name, '-'); i >= 0 {
+		if version, err := strconv.ParseInt(name[i+1:], 10, 64); err == nil {
+			torn.TokenID, torn.Version = name[:i], version
+		}
+	}
+	return nil, torn, os.Rename(path, torn.File)
+}
+
+// isTorn reports whether a file is not what was written to it but what a crash of the
+// machine leaves of that: nothing, its beginning, or zero bytes in place of some of it. The
+// text that was written is one line of JSON, so it has no zero byte, and a newline only at
+// its end. A file that is whole, or whole but for that newline, is not torn, nor one with
+// another damage.
+func isTorn(text []byte) bool {
+	return !json.Valid(text) && (bytes.IndexByte(text, '\n') < 0 || bytes.IndexByte(text, 0) >= 0)
 }
 
 // Count counts this ledger's pairs in the directory, including those of other processes.

@@ -27,6 +27,9 @@ func TestLifeboatOnFullDisk(t *testing.T) {
 		claim.Version = int64(n)
 		return claim
 	}
+	if err := boat.Write(claim, pair, at); err == nil || exists(boat.path(claim)) {
+		t.Errorf("a pair was written without room: %v", err)
+	}
 	var all sync.WaitGroup
 	for n := range spares {
 		all.Go(func() {
@@ -36,7 +39,7 @@ func TestLifeboatOnFullDisk(t *testing.T) {
 		})
 	}
 	all.Wait()
-	rescued, err := boat.Load()
+	rescued, _, err := boat.Load()
 	if err != nil || len(rescued) != spares {
 		t.Fatalf("%d pairs of %d were stored: %v", len(rescued), spares, err)
 	}

@@ -37,7 +37,7 @@ func TestLifeboat(t *testing.T) {
 	claim, pair, at := lifeboatPair()
 	load := func() []Rescued {
 		t.Helper()
-		rescued, err := boat.Load()
+		rescued, _, err := boat.Load()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -49,17 +49,17 @@ func TestLifeboat(t *testing.T) {
 	if err := boat.Prepare(); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 { // the same again replaces it
-		if err := boat.Keep(claim, pair, at); err != nil {
+	want := []Rescued{{Claim: claim, Pair: pair, At: at}}
+	for _, store := range []func(Token, Pair, time.Time) error{boat.Write, boat.Write, boat.Keep, boat.Keep} { // each replaces the one before
+		if err := store(claim, pair, at); err != nil {
 			t.Fatal(err)
 		}
-	}
-	want := []Rescued{{Claim: claim, Pair: pair, At: at}}
-	if diff := cmp.Diff(want, load(), cmp.Comparer(func(a, b secret.String) bool { return a == b })); diff != "" {
-		t.Errorf("rescued (-want +got):\n%s", diff)
+		if diff := cmp.Diff(want, load(), cmp.Comparer(func(a, b secret.String) bool { return a == b })); diff != "" {
+			t.Errorf("rescued (-want +got):\n%s", diff)
+		}
 	}
 	other := NewLifeboat(dir, "another ledger", sealer)
-	if found, err := other.Load(); err != nil || len(found) != 0 {
+	if found, _, err := other.Load(); err != nil || len(found) != 0 {
 		t.Errorf("another ledger finds %v, %v", found, err)
 	}
 	for range 2 {
@@ -116,12 +116,12 @@ func TestLifeboatShared(t *testing.T) {
 	}
 	want := func(whose string, l *Lifeboat, n int) {
 		t.Helper()
-		if found, err := l.Load(); err != nil || len(found) != n {
+		if found, _, err := l.Load(); err != nil || len(found) != n {
 			t.Errorf("%s finds %d pairs, %v, want %d", whose, len(found), err, n)
 		}
 	}
 	before := NewLifeboat(dir, "ledger", sealer) // as one without worker directories has it
-	if err := before.Keep(claim, pair, at); err != nil {
+	if err := before.Write(claim, pair, at); err != nil {
 		t.Fatal(err)
 	}
 	first, second, foreign := boat("ledger"), boat("ledger"), boat("another ledger")
@@ -191,6 +191,91 @@ func TestLifeboatSparesOnce(t *testing.T) {
 	}
 }
 
+// TestLifeboatTorn: the machine crashed before a pair was synced. What it left of that pair
+// is reported once and keeps nobody from the others.
+func TestLifeboatTorn(t *testing.T) {
+	t.Parallel()
+	for name, tear := range map[string]func([]byte) []byte{
+		"empty":             func([]byte) []byte { return nil },
+		"cut off":           func(b []byte) []byte { return b[:len(b)/2] },
+		"zero bytes":        func(b []byte) []byte { return make([]byte, len(b)) },
+		"zero at its end":   func(b []byte) []byte { return append(b[:len(b)/2:len(b)/2], make([]byte, len(b)-len(b)/2)...) },
+		"zero at its start": func(b []byte) []byte { return append(make([]byte, len(b)/2), b[len(b)/2:]...) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir, sealer := t.TempDir(), lifeboatSealer(t)
+			crashed := NewLifeboat(dir, "ledger", sealer)
+			claim, pair, at := lifeboatPair()
+			other := claim
+			other.Version = 6 // which is before the torn one
+			err := errors.Join(crashed.Prepare(), crashed.Write(claim, pair, at), crashed.Keep(other, pair, at))
+			other.Version = 8 // and behind it
+			if err = errors.Join(err, crashed.Write(other, pair, at), crashed.lock.Close()); err != nil {
+				t.Fatal(err)
+			}
+			text, err := os.ReadFile(crashed.path(claim))
+			if err == nil {
+				err = os.WriteFile(crashed.path(claim), tear(text), 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			next := NewLifeboat(dir, "ledger", sealer)
+			if err := next.Prepare(); err != nil {
+				t.Fatal(err)
+			}
+			found, torn, err := next.Load()
+			want := Torn{File: filepath.Join(dir, claim.ID+"-7.pair.torn"), TokenID: claim.ID, Version: claim.Version}
+			if err != nil || len(found) != 2 || len(torn) != 1 || torn[0] != want {
+				t.Fatalf("%d pairs were found, and torn are %v, %v", len(found), torn, err)
+			}
+			if left, err := os.ReadFile(want.File); err != nil || !bytes.Equal(left, tear(text)) {
+				t.Errorf("the torn file has changed: %v", err)
+			}
+			if exists(crashed.workerDir) {
+				t.Error("the worker directory of the crashed one is still there")
+			}
+			if n, err := next.Count(); err != nil || n != 2 {
+				t.Errorf("%d pairs are counted, %v, want 2", n, err)
+			}
+			if found, torn, err = next.Load(); err != nil || len(found) != 2 || len(torn) != 0 {
+				t.Errorf("at the next look %d pairs are found, and torn are %v, %v", len(found), torn, err)
+			}
+			for _, one := range found {
+				err = errors.Join(err, next.Drop(one.Claim))
+			}
+			if err := errors.Join(err, next.Close()); err != nil || exists(next.workerDir) {
+				t.Errorf("the worker directory is still there: %v", err)
+			}
+		})
+	}
+}
+
+// TestLifeboatIsTorn: each beginning of a file is torn, and one with zero bytes for its end,
+// unless it lacks nothing but its newline. What is whole is not.
+func TestLifeboatIsTorn(t *testing.T) {
+	t.Parallel()
+	claim, pair, at := lifeboatPair()
+	text, err := NewLifeboat("", "ledger", lifeboatSealer(t)).seal(claim, pair, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := len(text) - 1
+	for n := range whole {
+		if !isTorn(text[:n]) || !isTorn(append(text[:n:n], make([]byte, len(text)-n)...)) {
+			t.Errorf("a file with %d bytes of %d is not torn", n, len(text))
+		}
+	}
+	for what, is := range map[string][]byte{
+		"whole": text, "whole but for its newline": text[:whole], "in a spare file": append(text, bytes.Repeat([]byte{' '}, 100)...),
+	} {
+		if isTorn(is) {
+			t.Errorf("a file is torn that is %s", what)
+		}
+	}
+}
+
 // A pair that cannot be opened stays where it is, whatever the reason.
 func TestLifeboatUnopenable(t *testing.T) {
 	t.Parallel()
@@ -202,7 +287,7 @@ func TestLifeboatUnopenable(t *testing.T) {
 		want   any
 	}{
 		"another key": {sealer: lifeboatSealer(t), want: new(*KeyError)},
-		"half a file": {sealer: sealer, damage: func(b []byte) []byte { return b[:len(b)/2] }, want: new(*DamagedError)},
+		"no JSON":     {sealer: sealer, damage: func(b []byte) []byte { return bytes.Replace(b, []byte("{"), []byte("("), 1) }, want: new(*DamagedError)},
 		"another row": {sealer: sealer, damage: func(b []byte) []byte { return bytes.Replace(b, []byte("0d2f8a9e"), []byte("1d2f8a9e"), 1) }, want: new(*DamagedError)},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -220,7 +305,7 @@ func TestLifeboatUnopenable(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := boat.Load(); !errors.As(err, test.want) {
+			if _, _, err := boat.Load(); !errors.As(err, test.want) {
 				t.Errorf("error is %v, want a %T", err, test.want)
 			}
 			after, err := os.ReadFile(boat.path(claim))
