@@ -214,6 +214,14 @@ func (p *producer) close() {
 	}
 }
 
+// tick opens a refresh round, as the schedule does.
+func (p *producer) tick(ctx context.Context) error {
+	if _, err := p.js.Publish(ctx, "refresh.tick", nil); err != nil {
+		return fmt.Errorf("publish refresh tick: %w", err)
+	}
+	return nil
+}
+
 // submit publishes and waits until every one is acknowledged.
 func (p *producer) submit(ctx context.Context, jobs []*job, encode func(*job) (string, []byte, error)) error {
 	futures := make([]jetstream.PubAckFuture, 0, len(jobs))

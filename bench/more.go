@@ -169,7 +169,7 @@ func (b *bench) tokens(ctx context.Context, s *jetpostSide, sz size, workers int
 		return 0, err
 	}
 	began := time.Now()
-	if _, err := s.command(ctx, "", "refresh"); err != nil {
+	if err := s.prod.tick(ctx); err != nil {
 		return 0, err
 	}
 	for b.x.exchanges.Load() < int64(sz.tokens) {
