@@ -22,30 +22,30 @@ type lifeboat interface {
 	Load() ([]store.Rescued, []store.Torn, error)
 }
 
-// passenger is a pair in the lifeboat, from X's answer to the end of its commit. Its file is
+// pendingPair is a pair in the lifeboat, from X's answer to the end of its commit. Its file is
 // synced with the first error of the database, or when that takes longer than syncAfter.
-type passenger struct {
-	boat  lifeboat
-	claim store.Token
-	pair  store.Pair
-	at    time.Time
-	log   *slog.Logger
-	late  *time.Timer
-	syncs sync.WaitGroup // of late
+type pendingPair struct {
+	lifeboat lifeboat
+	claim    store.Token
+	pair     store.Pair
+	at       time.Time
+	log      *slog.Logger
+	late     *time.Timer
+	syncs    sync.WaitGroup // of late
 
 	mu     sync.Mutex
 	synced bool
 	failed bool
 }
 
-// embark writes a pair into the lifeboat. If there is no room on the disk, the pair takes
+// writePair writes a pair into the lifeboat. If there is no room on the disk, the pair takes
 // the lifeboat's own room at once, which only a synced file has.
-func (r *refresher) embark(log *slog.Logger, claim store.Token, pair store.Pair, at time.Time) *passenger {
-	p := &passenger{boat: r.Lifeboat, claim: claim, pair: pair, at: at, log: log}
-	if p.boat == nil {
+func (r *refresher) writePair(log *slog.Logger, claim store.Token, pair store.Pair, at time.Time) *pendingPair {
+	p := &pendingPair{lifeboat: r.Lifeboat, claim: claim, pair: pair, at: at, log: log}
+	if p.lifeboat == nil {
 		return p
 	}
-	if err := p.boat.Write(claim, pair, at); err != nil {
+	if err := p.lifeboat.Write(claim, pair, at); err != nil {
 		p.sync()
 	}
 	p.syncs.Add(1)
@@ -59,13 +59,13 @@ func (r *refresher) embark(log *slog.Logger, claim store.Token, pair store.Pair,
 // sync has the pair's file on disk before it returns, and reports whether that succeeded.
 // If Recover has dropped the file meanwhile, because the database has the pair by now, it
 // comes back, and end or the next Recover drops it again.
-func (p *passenger) sync() bool {
+func (p *pendingPair) sync() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.boat == nil || p.synced {
+	if p.lifeboat == nil || p.synced {
 		return p.synced
 	}
-	err := p.boat.Keep(p.claim, p.pair, p.at)
+	err := p.lifeboat.Keep(p.claim, p.pair, p.at)
 	if err != nil && !p.failed { // it is tried again with each error of the database
 		p.log.Error("token.not_in_lifeboat", "error", err)
 		p.failed = true
@@ -76,8 +76,8 @@ func (p *passenger) sync() bool {
 
 // end waits for a sync that is under way, so that none brings back the file, which it then
 // drops if the commit is over.
-func (p *passenger) end(over bool) {
-	if p.boat == nil {
+func (p *pendingPair) end(over bool) {
+	if p.lifeboat == nil {
 		return
 	}
 	if p.late.Stop() {
@@ -87,7 +87,7 @@ func (p *passenger) end(over bool) {
 	if !over {
 		return
 	}
-	if err := p.boat.Drop(p.claim); err != nil {
+	if err := p.lifeboat.Drop(p.claim); err != nil {
 		p.log.Warn("token.lifeboat_not_emptied", "error", err) // Recover removes it within seconds
 	}
 }

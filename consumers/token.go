@@ -238,7 +238,7 @@ func (r *refresher) evidence(err error, took time.Duration) error {
 // commit, the next worker reads the pair from the lifeboat. The commit is retried until then.
 // The error is store.ErrFenced if a newer pair is stored.
 func (r *refresher) keep(ctx context.Context, log *slog.Logger, claim store.Token, pair store.Pair, now time.Time) (err error) {
-	in := r.embark(log, claim, pair, now)
+	in := r.writePair(log, claim, pair, now)
 	over := false // stays so if this worker dies
 	defer func() { in.end(over) }()
 	told := false

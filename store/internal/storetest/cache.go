@@ -379,6 +379,18 @@ func marksWithTheNextStep(t *testing.T, b *bundle) {
 	equal(t, "moved", lane.Moved(), []store.Key{{Account: acme, ID: "last"}})
 	equal(t, "moved, again", len(lane.Moved()), 0)
 
+	b.accept(t, b.acceptance("behind a call", 2)) // its event is told while X makes the next post
+	lane = b.claim(t)
+	b.publish(t, lane, "behind a call", 0)
+	progress = b.request(t, "behind a call").Status.Revision
+	b.begin(t, lane, "behind a call", 1)
+	equal(t, "the lane takes the mark", lane.Told(store.Revision{Key: store.Key{Account: acme, ID: "behind a call"}, Number: progress}), true)
+	b.posted(t, lane, "behind a call", 1, postID("behind a call", 1))
+	equal(t, "moved by the step itself", len(lane.Moved()), 0)
+	record := b.request(t, "behind a call")
+	equal(t, "its own event waits to be told", record.Delivered < record.Status.Revision, true)
+	b.release(t, lane, time.Time{})
+
 	b.acceptAll(t, "lost")
 	lane = b.claimAndDie(t)
 	told(lane, "lost")
