@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jetpost/jetpost"
+	"github.com/jetpost/jetpost/internal/admission"
 	"github.com/jetpost/jetpost/internal/natstest"
 	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/publishers"
@@ -133,7 +134,7 @@ func TestIntakeRunsLanes(t *testing.T) {
 	b.account(t, "acme", 0)
 	b.account(t, "beta", 0)
 	h := b.intake()
-	h.Slots, h.Claim, h.Free = roomFor(1), store.LaneClaim{Worker: "worker", Lease: time.Minute}, func() error { return nil }
+	h.Slots, h.Claim, h.May = roomFor(1), store.LaneClaim{Worker: "worker", Lease: time.Minute}, b.lane().unasked
 	letters := &orderedLetters{t: t, slots: h.Slots}
 	h.Announce.DeadLetters = letters
 	take(t, h, b.job("acme", []byte(`{"id":"one","posts":[{"text":"one"}]}`)), b.job("beta", []byte(`{"id":"one","posts":[{"text":"one"}]}`)),
@@ -155,12 +156,17 @@ func TestIntakeTakesNoSlot(t *testing.T) {
 	tests := []struct {
 		name, account, body string
 		change              func(*intakeHandler)
+		lane                func(*testing.T, *publishHandler)
 		taken               bool
 	}{
 		{name: "nothing is due", body: `{"id":"one","publish_at":"` + later + `","posts":[{"text":"one"}]}`},
 		{name: "a bad job", body: `{"id":"one","posts":[]}`},
 		{name: "a later version", body: `{"version":9,"id":"one","posts":[{"text":"one"}]}`},
-		{name: "no lane may run", body: `{"id":"one","posts":[{"text":"one"}]}`, change: func(h *intakeHandler) { h.Free = func() error { return errAway } }},
+		{name: "no room on the disk", body: `{"id":"one","posts":[{"text":"one"}]}`, lane: func(_ *testing.T, h *publishHandler) { h.Room = func() error { return errAway } }},
+		{name: "the app is paused", body: `{"id":"one","posts":[{"text":"one"}]}`, lane: func(t *testing.T, h *publishHandler) {
+			t.Helper()
+			testkit.Must(t, h.Gate.Pause(t.Context(), admission.TargetPublish, jetpost.Reason{Code: jetpost.CodeAppRateLimited, Until: time.Now().Add(time.Hour)}, time.Now()))
+		}},
 		{name: "an unknown account", account: "nobody", body: `{"id":"one","posts":[{"text":"one"}]}`, taken: true},
 		{name: "no database", body: `{"id":"one","posts":[{"text":"one"}]}`, taken: true, change: func(h *intakeHandler) { h.Ledger = &brokenDoor{h.Ledger, 1} }},
 		{name: "a lane that another holds", account: "held", body: `{"id":"one","posts":[{"text":"one"}]}`, taken: true},
@@ -174,7 +180,11 @@ func TestIntakeTakesNoSlot(t *testing.T) {
 			_, _, err := b.ledger.ClaimLane(t.Context(), "held", "another", time.Minute, time.Now())
 			testkit.Must(t, err)
 			h := b.intake()
-			h.Slots, h.Claim, h.Free = roomFor(1), store.LaneClaim{Worker: "worker", Lease: time.Minute}, func() error { return nil }
+			lane := b.lane()
+			h.Slots, h.Claim, h.May = roomFor(1), store.LaneClaim{Worker: "worker", Lease: time.Minute}, lane.unasked
+			if test.lane != nil {
+				test.lane(t, lane)
+			}
 			if test.change != nil {
 				test.change(h)
 			}

@@ -281,7 +281,7 @@ func gapDirect(b *testBundle, m *mortal) func(context.Context) error {
 	lane := b.mortalLane(m)
 	h := b.intake()
 	h.Ledger, h.Announce.Ledger = mortalLedger{m, b.ledger}, mortalLedger{m, b.ledger}
-	h.Slots, h.Claim, h.Free = slots, store.LaneClaim{Worker: lane.Worker, Lease: lane.Timing.lease()}, lane.free
+	h.Slots, h.Claim, h.May = slots, store.LaneClaim{Worker: lane.Worker, Lease: lane.Timing.lease()}, lane.unasked
 	waits := handlerFunc(func(ctx context.Context, d delivery) error {
 		if d.Claim != nil {
 			select {

@@ -76,11 +76,11 @@ type intakeHandler struct {
 	// Answers checks that the database, NATS and the object store answer. Only then is a
 	// failure counted against the job. If it is nil, they are taken to answer.
 	Answers func(context.Context) error
-	// Slots are this worker's own, and Claim is what a lane is claimed with for them. Free
-	// returns an error while no lane may be claimed. If Slots is nil, lanes are only woken.
+	// Slots are this worker's own, Claim is what a lane is claimed with for them, and May
+	// reports whether one may be claimed now. If Slots is nil, lanes are only woken.
 	Slots   *direct
 	Claim   store.LaneClaim
-	Free    func() error
+	May     func() bool
 	Observe Observer
 	Trace   tracer
 	Log     *slog.Logger
@@ -377,7 +377,7 @@ type takenSlots map[string]chan<- delivery
 // as one waits. A slot waits only while no lane that is due waits for it. The lanes are
 // claimed with the acceptance.
 func (h *intakeHandler) takeSlots(in []store.Acceptance) takenSlots {
-	if h.Slots == nil || h.Free() != nil {
+	if h.Slots == nil || !h.May() {
 		return nil
 	}
 	slots := takenSlots{}

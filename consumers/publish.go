@@ -99,14 +99,21 @@ func (h *publishHandler) claim(ctx context.Context, d delivery, account string) 
 	if d.Claim != nil {
 		return *d.Claim, true, nil
 	}
-	if err := h.free(); err != nil {
+	if err := h.ready(); err != nil {
 		return store.Claim{}, false, err
 	}
 	return h.Ledger.ClaimLane(ctx, account, h.Worker, h.Timing.lease(), time.Now())
 }
 
-// free returns an error if no lane may be claimed now.
-func (h *publishHandler) free() error { return cmp.Or(h.Clocks.Err(), h.Room.Err()) }
+// ready returns an error if this worker may claim no lane now.
+func (h *publishHandler) ready() error { return cmp.Or(h.Clocks.Err(), h.Room.Err()) }
+
+// unasked reports whether this worker may claim a lane without a wake-up. During a pause of
+// the app no wake-up comes, because lanes would only find the pause.
+func (h *publishHandler) unasked() bool {
+	_, paused := h.Gate.Paused(admission.TargetPublish, time.Now())
+	return !paused && h.ready() == nil
+}
 
 // laneRun is one claim of a lane.
 type laneRun struct {

@@ -237,7 +237,7 @@ func (w *Worker) bind(stream, consumer string, slots int, h handler) {
 func (w *Worker) bindIntake(wakeups *publishers.Wakeups, lanes *publishHandler, slots *direct) {
 	names := w.cfg.Topology.Names
 	intake := &intakeHandler{
-		Slots: slots, Claim: store.LaneClaim{Worker: lanes.Worker, Lease: lanes.Timing.lease()}, Free: lanes.free,
+		Slots: slots, Claim: store.LaneClaim{Worker: lanes.Worker, Lease: lanes.Timing.lease()}, May: lanes.unasked,
 		Ledger: w.cfg.Ledger, Announce: w.relay, Wakeups: wakeups, Media: w.media, Rules: w.cfg.Rules, Names: names,
 		Answers: w.allAnswer, Observe: w.cfg.Observe, Trace: tracer{w.cfg.Tracer}, Log: w.cfg.Log,
 	}
