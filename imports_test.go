@@ -512,10 +512,12 @@ func admissionAsked() map[string][]string {
 		"Reserve":    {"consumers patientLedger.Reserve", "internal/admission Pass.GiveBack", "internal/admission Pass.reserve"},
 		"Sent":       {"consumers patientLedger.Sent", "internal/admission Pass.postingLimit"},
 
-		// Token care has no windows and no account's pause: it asks the gate.
+		// Token care has no windows and no account's pause: it asks the gate. Others ask it
+		// about wake-ups, of which none comes in a pause.
 		"Allow":  {"consumers refresher.exchange", "internal/admission Gate.Allow", "internal/admission Pass.Permit"},
 		"Outage": {"consumers refreshHandler.claim", "internal/admission Pass.heard"},
 		"Paused": {
+			"consumers publishHandler.unasked",
 			"consumers refreshHandler.claim", "consumers refreshHandler.one", "consumers refreshHandler.tick", "consumers refresher.Fresh",
 			"consumers sweeper.release", "internal/admission Pass.Ahead", "internal/admission Pass.Open", "internal/admission Pass.Pause", "internal/admission Pass.heard",
 			"internal/admission Pass.paused",
