@@ -1,6 +1,7 @@
 package consumers
 
 import (
+	"cmp"
 	"context"
 	"sync"
 	"time"
@@ -8,38 +9,93 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
+// directPatience is how long a slot waits for its lane: longer than an acceptance takes, and
+// shorter than anybody should wait for that slot if the database does not answer.
+const directPatience = 250 * time.Millisecond
+
 // direct hands deliveries to slots that wait for a message. These deliveries have none:
 // nobody delivers them again.
-type direct struct{ free chan chan delivery }
+type direct struct {
+	free     chan *turn
+	patience time.Duration // directPatience if zero
+}
 
-func newDirect() *direct { return &direct{free: make(chan chan delivery)} }
+func newDirect() *direct { return &direct{free: make(chan *turn)} }
 
-// take takes a slot that waits, if there is one. The caller must send it one delivery or
-// close it.
-func (d *direct) take() (slot chan<- delivery, taken bool) {
-	if d == nil {
-		return nil, false
-	}
-	work := make(chan delivery, 1)
+// take takes a slot that waits, if there is one. The caller has to give it one delivery or to
+// let it go.
+func (d *direct) take() (*turn, bool) {
+	t := &turn{work: make(chan delivery, 1), patience: cmp.Or(d.patience, directPatience)}
 	select {
-	case d.free <- work:
-		return work, true
+	case d.free <- t:
+		return t, true
 	default:
 		return nil, false
 	}
 }
 
-// offers is what a slot receives from; nil never brings anything.
-func (d *direct) offers() <-chan chan delivery {
+// turns is what a slot receives from; nil never brings anything.
+func (d *direct) turns() <-chan *turn {
 	if d == nil {
 		return nil
 	}
 	return d.free
 }
 
+// turn is a slot that waits for a delivery.
+type turn struct {
+	work     chan delivery
+	patience time.Duration
+
+	mu   sync.Mutex
+	over bool // the slot has its delivery, was let go or has left
+}
+
+// give hands the slot its delivery. It returns false if the slot has left.
+func (t *turn) give(d delivery) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.over {
+		return false
+	}
+	t.over = true
+	t.work <- d
+	return true
+}
+
+// letGo tells the slot that there is nothing for it, unless it has left.
+func (t *turn) letGo() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.over {
+		t.over = true
+		close(t.work)
+	}
+}
+
+// wait waits for the slot's delivery, for a while.
+func (t *turn) wait(stopping <-chan struct{}) (d delivery, comes bool) {
+	timer := time.NewTimer(t.patience)
+	defer timer.Stop()
+	select {
+	case d, comes = <-t.work:
+		return d, comes
+	case <-timer.C:
+	case <-stopping:
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.over {
+		t.over = true
+		return delivery{}, false
+	}
+	d, comes = <-t.work // it came in this moment
+	return d, comes
+}
+
 // direct handles a delivery that this worker hands to the slot, if there comes one.
-func (r *runner) direct(ctx, work context.Context, b binding, offered <-chan delivery) {
-	d, comes := <-offered
+func (r *runner) direct(ctx, work context.Context, b binding, t *turn) {
+	d, comes := t.wait(ctx.Done())
 	if !comes {
 		return
 	}

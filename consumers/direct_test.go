@@ -16,13 +16,22 @@ import (
 )
 
 // taken takes a slot as soon as one waits.
-func (d *direct) taken(t *testing.T) (slot chan<- delivery) {
+func (d *direct) taken(t *testing.T) (slot *turn) {
 	t.Helper()
 	testkit.Eventually(t, "a slot waits", func() (free bool) {
 		slot, free = d.take()
 		return free
 	})
 	return slot
+}
+
+// runs has the next slot that waits handle a delivery.
+func (d *direct) runs(t *testing.T, subject string) {
+	t.Helper()
+	testkit.Eventually(t, "a slot takes "+subject, func() bool {
+		slot, free := d.take()
+		return free && slot.give(delivery{Subject: subject})
+	})
 }
 
 // TestDirectSlot: a slot that runs a lane of its own worker takes no message. One that the
@@ -48,7 +57,7 @@ func TestDirectSlot(t *testing.T) {
 	r.Bindings[0].Direct = slots
 	(&testBundle{}).start(t, r)
 	testkit.Eventually(t, "both slots have asked for a message", func() bool { return q.info(t).NumWaiting == 2 })
-	slots.taken(t) <- delivery{Subject: "direct"}
+	slots.runs(t, "direct")
 	<-began
 	q.publish(t, "one", "two", "three") // the server may send any of them to the busy slot
 	testkit.Eventually(t, "all is acknowledged", func() bool { return q.empty(t) })
@@ -59,9 +68,9 @@ func TestDirectSlot(t *testing.T) {
 	if _, free := slots.take(); free {
 		t.Error("a slot was taken twice")
 	}
-	close(other) // there was nothing to do
+	other.letGo() // there was nothing to do
 	close(goOn)
-	slots.taken(t) <- delivery{Subject: "last"}
+	slots.runs(t, "last")
 	testkit.Eventually(t, "the slot works on", func() bool {
 		mu.Lock()
 		defer mu.Unlock()
@@ -88,8 +97,8 @@ func TestDirectSlotStops(t *testing.T) {
 	slots := newDirect()
 	r.Bindings[0].Direct = slots
 	stop := (&testBundle{}).start(t, r)
-	slots.taken(t) <- delivery{Subject: "panic"}
-	slots.taken(t) <- delivery{Subject: "direct"}
+	slots.runs(t, "panic")
+	slots.runs(t, "direct")
 	<-began
 	q.publish(t, "one")
 	stop()
@@ -99,6 +108,58 @@ func TestDirectSlotStops(t *testing.T) {
 	seen := make(chan struct{})
 	(&testBundle{}).start(t, q.runner(1, func(context.Context, delivery) error { close(seen); return nil }))
 	<-seen
+}
+
+// TestDirectSlotLeaves: a slot that waits for a lane in vain takes messages again, and no
+// lane is given to it after that.
+func TestDirectSlotLeaves(t *testing.T) {
+	t.Parallel()
+	_, js := natstest.Connect(t, natstest.Server(t))
+	q := newQueue(t, js, time.Hour)
+	seen := make(chan string, 1)
+	r := q.runner(1, func(_ context.Context, d delivery) error {
+		seen <- string(d.Data)
+		return nil
+	})
+	slots := newDirect()
+	slots.patience = time.Millisecond
+	r.Bindings[0].Direct = slots
+	(&testBundle{}).start(t, r)
+	slot := slots.taken(t)
+	q.publish(t, "one")
+	testkit.Equal(t, "handled", <-seen, "one")
+	testkit.Equal(t, "given to a slot that has left", slot.give(delivery{}), false)
+	slot.letGo()
+}
+
+// lateDoor is a ledger that takes long to accept.
+type lateDoor struct {
+	intakeLedger
+	accepted func()
+}
+
+func (l lateDoor) AcceptMany(ctx context.Context, lease store.Lease, in []store.Acceptance) ([]store.Received, error) {
+	defer l.accepted()
+	return l.intakeLedger.AcceptMany(ctx, lease, in)
+}
+
+// TestIntakeMissesItsSlot: if the acceptance takes so long that the slot has left, the lane
+// is free, and woken.
+func TestIntakeMissesItsSlot(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	h := b.intake()
+	h.Slots, h.Claim, h.May = roomFor(1), store.LaneClaim{Worker: "worker", Lease: time.Minute}, b.lane().unasked
+	h.Slots.patience = time.Nanosecond
+	h.Ledger = lateDoor{h.Ledger, func() {
+		_, comes := (<-h.Slots.free).wait(nil)
+		testkit.Equal(t, "the slot has got its lane", comes, false)
+	}}
+	take(t, h, b.job("acme", []byte(`{"id":"one","posts":[{"text":"one"}]}`)))
+	testkit.Equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 1)
+	b.run(t, b.lane(), "acme")
+	b.want(t, store.Key{Account: "acme", ID: "one"}, jetpost.StatePublished, "", 1)
 }
 
 // orderedLetters holds the answers to events back until a lane was handed to a slot.
@@ -111,20 +172,20 @@ type orderedLetters struct {
 func (l *orderedLetters) Events(_ context.Context, events []publishers.Told) func() []error {
 	slot := <-l.slots.free // as a waiting slot would
 	select {
-	case d, comes := <-slot:
+	case d, comes := <-slot.work:
 		l.t.Errorf("%s (%t) came before the event of its request", d.Subject, comes)
 		return func() []error { return make([]error, len(events)) }
 	default:
 	}
 	return func() []error {
-		_, comes := <-slot
+		_, comes := <-slot.work
 		testkit.Equal(l.t, "the lane comes before the answers", comes, true)
 		return make([]error, len(events))
 	}
 }
 
 // roomFor makes slots of which that many wait.
-func roomFor(slots int) *direct { return &direct{free: make(chan chan delivery, slots)} }
+func roomFor(slots int) *direct { return &direct{free: make(chan *turn, slots)} }
 
 // TestIntakeRunsLanes: the lane of an accepted job runs in a slot that waits, and is not
 // woken. It comes behind the event of its job, and does not wait for NATS.
@@ -197,7 +258,7 @@ func TestIntakeTakesNoSlot(t *testing.T) {
 			if !test.taken {
 				return
 			}
-			if d, comes := <-(<-h.Slots.free); comes {
+			if d, comes := <-(<-h.Slots.free).work; comes {
 				t.Errorf("the slot got %+v", d)
 			}
 			if account == "held" {

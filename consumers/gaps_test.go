@@ -273,6 +273,7 @@ func gapIntake(b *testBundle, m *mortal) func(context.Context) error {
 // gapDirect is intake, and a lane of the same worker that waits for it.
 func gapDirect(b *testBundle, m *mortal) func(context.Context) error {
 	slots, acknowledged := roomFor(1), make(chan struct{})
+	slots.patience = time.Hour
 	m.after = func(step string) {
 		if step == "ack" {
 			close(acknowledged)

@@ -45,6 +45,7 @@ type intakeLedger interface {
 	Account(ctx context.Context, name string) (store.Account, error)
 	AcceptMany(ctx context.Context, lease store.Lease, in []store.Acceptance) ([]store.Received, error)
 	JobFailed(ctx context.Context, f store.JobFailure) (int, error)
+	ReleaseLane(ctx context.Context, lane store.Claim, generation int64, wakeAt, now time.Time) (bool, error)
 	Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte) error
 }
 
@@ -346,7 +347,7 @@ func (h *intakeHandler) accept(ctx context.Context, lease store.Lease, jobs []*j
 	}
 	if len(in) > 0 {
 		slots := h.takeSlots(in)
-		defer slots.close()
+		defer slots.letGo()
 		bounded, cancel := context.WithTimeout(ctx, acceptWithin)
 		received, err := h.Ledger.AcceptMany(bounded, lease, in)
 		cancel()
@@ -371,7 +372,7 @@ func (h *intakeHandler) accept(ctx context.Context, lease store.Lease, jobs []*j
 }
 
 // takenSlots are the slots that wait for a lane, by its account.
-type takenSlots map[string]chan<- delivery
+type takenSlots map[string]*turn
 
 // takeSlots takes a waiting slot for each account whose queue these jobs may begin, as long
 // as one waits. A slot waits only while no lane that is due waits for it. The lanes are
@@ -395,17 +396,25 @@ func (h *intakeHandler) takeSlots(in []store.Acceptance) takenSlots {
 	return slots
 }
 
-// run hands a claimed lane to its slot.
-func (s takenSlots) run(subject string, claim *store.Claim) {
-	s[claim.Account] <- delivery{Subject: subject, Claim: claim}
-	delete(s, claim.Account)
+// letGo lets go of the slots that got no lane.
+func (s takenSlots) letGo() {
+	for _, slot := range s {
+		slot.letGo()
+	}
 }
 
-// close lets go of the slots that got no lane.
-func (s takenSlots) close() {
-	for _, slot := range s {
-		close(slot)
+// run hands a claimed lane to its slot. If the slot has left, because the acceptance took
+// long, run frees the lane, and returns false: it has to be woken.
+func (h *intakeHandler) run(ctx context.Context, slots takenSlots, claim *store.Claim) bool {
+	if slots[claim.Account].give(delivery{Subject: h.Names.PublishWake(claim.Account), Claim: claim}) {
+		return true
 	}
+	snapshot, _ := claim.Next()
+	now := time.Now()
+	if _, err := h.Ledger.ReleaseLane(ctx, *claim, snapshot.Generation, now, now); err != nil {
+		h.Log.Warn("lane.not_released", "account", claim.Account, "error", err) // its lease ends
+	}
+	return false
 }
 
 // accepted announces what was committed, and runs or wakes the lanes. A failure is left to
@@ -435,8 +444,9 @@ func (h *intakeHandler) accepted(ctx context.Context, jobs []*job, received []st
 	}
 	finish := h.Announce.announceAll(ctx, records)
 	for _, claim := range claims {
-		slots.run(h.Names.PublishWake(claim.Account), claim)
-		delete(woken, claim.Account)
+		if woken[claim.Account] = true; h.run(ctx, slots, claim) {
+			delete(woken, claim.Account)
+		}
 	}
 	defer finish()
 	if len(woken) == 0 {

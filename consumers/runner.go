@@ -219,8 +219,8 @@ func (r *runner) pull(beat, ctx, work context.Context, c jetstream.Consumer, b b
 				continue
 			}
 			r.deliver(beat, ctx, work, b, got.msg, info.Config.AckWait)
-		case offered := <-b.Direct.offers():
-			in.while(func() { r.direct(ctx, work, b, offered) }, func(msg jetstream.Msg) { r.nak(msg, 0) })
+		case t := <-b.Direct.turns():
+			in.while(func() { r.direct(ctx, work, b, t) }, func(msg jetstream.Msg) { r.nak(msg, 0) })
 		}
 		if ctx.Err() != nil {
 			return nil // next could bring another message
