@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"image"
 	"image/color"
+	"image/gif"
 	"image/png"
 	"io"
 	"os"
@@ -354,18 +355,19 @@ func (d *demo) limited(ctx context.Context) error {
 }
 
 func (d *demo) crash(ctx context.Context) error {
-	img, err := demoImage()
+	moving, err := demoGIF()
 	if err != nil {
 		return err
 	}
 	posts := []jetpost.Post{
 		{Text: "A thread whose worker is killed before its end. 1/4"},
 		{Text: "After this post it is killed with SIGKILL. 2/4"},
-		{Text: "Another worker continues here. 3/4", Media: []jetpost.Media{{Data: img}}},
+		{Text: "Another worker continues here. 3/4", Media: []jetpost.Media{{Data: moving}}},
 		{Text: "Nothing twice, nothing missing. 4/4"},
 	}
-	// The upload for the third post lasts long enough to kill the worker during it.
-	slow := xsim.Fault{Kind: xsim.FaultLatency, Endpoint: xsim.EndpointUpload, Account: "cyd", Times: 1, DelayMS: demoUpload.Milliseconds()}
+	// A GIF is uploaded while the posts before its own are sent. This upload lasts long enough
+	// to kill the worker during it.
+	slow := xsim.Fault{Kind: xsim.FaultLatency, Endpoint: xsim.EndpointInitialize, Account: "cyd", Times: 1, DelayMS: demoUpload.Milliseconds()}
 	if err := d.sim.SetFaults([]xsim.Fault{slow}); err != nil {
 		return fmt.Errorf("slow the simulator down: %w", err)
 	}
@@ -529,6 +531,21 @@ func (d *demo) close() {
 	if d.instance != nil {
 		d.instance.Close()
 	}
+}
+
+// demoGIF draws a small GIF of two frames.
+func demoGIF() ([]byte, error) {
+	const side, tenth = 64, 10 // of a second, in hundredths
+	var moving gif.GIF
+	for _, c := range []color.Color{color.Black, color.White} {
+		frame := image.NewPaletted(image.Rect(0, 0, side, side), color.Palette{c})
+		moving.Image, moving.Delay = append(moving.Image, frame), append(moving.Delay, tenth)
+	}
+	var out bytes.Buffer
+	if err := gif.EncodeAll(&out, &moving); err != nil {
+		return nil, fmt.Errorf("draw GIF: %w", err)
+	}
+	return out.Bytes(), nil
 }
 
 // demoImage draws a small PNG.
