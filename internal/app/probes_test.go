@@ -98,7 +98,12 @@ func setUpWalls(t *testing.T, servers []*server.Server, names jetpost.Names, pre
 		DatabaseURL: secret.New("sqlite:" + filepath.Join(t.TempDir(), databaseFile)), Keys: store.GenerateKey(),
 		NATS: NATSConfig{URL: servers[0].ClientURL(), User: setupUser, Password: secret.New(testPassword), Prefix: prefix, Replicas: len(servers)},
 	}
-	report, err := cfg.Setup(t.Context(), log)
+	var report publishers.Report
+	var err error
+	testkit.Eventually(t, "a leader that places streams", func() bool { // it may not have heard of all servers yet, or be a new one
+		report, err = cfg.Setup(t.Context(), log)
+		return err == nil || !strings.Contains(err.Error(), "no suitable peers")
+	})
 	testkit.Must(t, err)
 	if !report.Walled {
 		t.Fatal("setup does not see the walls")
