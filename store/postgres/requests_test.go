@@ -64,8 +64,13 @@ func (a *arriving) acceptUnder(lease store.Lease, account, id string) <-chan err
 // waits waits until so many calls wait for the one under way.
 func (a *arriving) waits(n int) {
 	a.t.Helper()
-	testkit.Eventually(a.t, "calls that wait", func() bool {
-		g := a.b.st.arrivals
+	waitFor(a.t, a.b.st.arrivals, n)
+}
+
+// waitFor waits until a statement is under way, and so many questions wait for it.
+func waitFor[Q, A any](t *testing.T, g *gather[Q, A], n int) {
+	t.Helper()
+	testkit.Eventually(t, fmt.Sprintf("%d that wait", n), func() bool {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		return g.busy && len(g.waiting) == n

@@ -51,12 +51,7 @@ func (p *pairsAtOnce) save(claim store.Token, scope string) <-chan error {
 // waits waits until a statement is under way, and so many pairs wait for it.
 func (p *pairsAtOnce) waits(n int) {
 	p.t.Helper()
-	testkit.Eventually(p.t, "pairs that wait", func() bool {
-		g := p.b.st.saves
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		return g.busy && len(g.waiting) == n
-	})
+	waitFor(p.t, p.b.st.saves, n)
 }
 
 // hold begins a transaction that holds locks.
