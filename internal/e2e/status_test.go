@@ -87,12 +87,21 @@ func (s *site) normal(text string) string {
 	return text
 }
 
-// wantPublishing has 'jetpost status' say that posts go out.
+// wantPublishing waits for 'jetpost status' to say that posts go out. It tells of a fault
+// that is over until the worker's next heartbeat.
 func (s *site) wantPublishing() {
 	s.T.Helper()
-	if code, stdout, stderr := s.Run("status"); code != exitOK || !strings.HasPrefix(stdout, "PUBLISHING\n") {
-		s.T.Errorf("status: exit code %d, want 0 and PUBLISHING\n%s%s", code, stdout, stderr)
-	}
+	var said string
+	defer func() {
+		if s.T.Failed() {
+			s.T.Log(said)
+		}
+	}()
+	testkit.Eventually(s.T, "the status to be PUBLISHING with exit code 0", func() bool {
+		code, stdout, stderr := s.Run("status")
+		said = fmt.Sprintf("status: exit code %d\n%s%s", code, stdout, stderr)
+		return code == exitOK && strings.HasPrefix(stdout, "PUBLISHING\n")
+	})
 }
 
 // wantHelp runs a command that the status advises.
