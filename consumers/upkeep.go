@@ -353,12 +353,15 @@ func (b *AppPauseControl) follow(ctx context.Context, gate *admission.Gate, heal
 		}
 	}
 	for ctx.Err() == nil {
-		err := b.watch(ctx, cmp.Or(b.Silence, watchFor), learn)
+		err := b.watch(ctx, cmp.Or(b.Silence, watchFor), func(view publishers.Pauses) {
+			health.Set("pauses", nil)
+			learn(view)
+		})
 		if ctx.Err() != nil {
 			return
 		}
-		health.Set("pauses", err)
 		if err != nil {
+			health.Set("pauses", err)
 			b.Log.Warn("pauses.watch_failed", "error", err)
 			learn(publishers.Pauses{Revision: last.Revision})
 			sleepContext(ctx, stallMax)

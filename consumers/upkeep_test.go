@@ -35,12 +35,14 @@ func (b *testBundle) upkeep(t *testing.T) *upkeep {
 }
 
 // follow has a gate follow the control while the test runs.
-func (b *testBundle) follow(t *testing.T, control *AppPauseControl, g *admission.Gate) {
+func (b *testBundle) follow(t *testing.T, control *AppPauseControl, g *admission.Gate) *health {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
+	faults := &health{}
 	var group sync.WaitGroup
-	group.Go(func() { control.follow(ctx, g, &health{}) })
+	group.Go(func() { control.follow(ctx, g, faults) })
 	t.Cleanup(func() { cancel(); group.Wait() })
+	return faults
 }
 
 // lanesPaused reports whether the lanes' consumer is paused.
@@ -131,18 +133,21 @@ func TestPauseOutlivesBucket(t *testing.T) {
 	testkit.Eventually(t, "the gate learns of the next pause", func() bool { return paused(g, admission.TargetPublish) })
 }
 
-// TestPauseWithoutBucket: while there is no bucket, the pauses are read from the ledger.
+// TestPauseWithoutBucket: while there is no bucket, the pauses are read from the ledger, and
+// the worker reports a fault, which ends with the first snapshot of the new bucket.
 func TestPauseWithoutBucket(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	control := b.control()
+	control.Silence = time.Hour // the watch of the new bucket does not end in this test
 	testkit.Must(t, b.js.DeleteStream(t.Context(), "KV_"+b.names.LimitsBucket()))
 	if _, _, err := control.Set(t.Context(), byHand(time.Now())); err == nil {
 		t.Error("a pause that NATS did not store has no error")
 	}
 	g := admission.NewGate(control, "worker", 0, b.log)
-	b.follow(t, control, g)
+	faults := b.follow(t, control, g)
 	testkit.Eventually(t, "the gate knows of it", func() bool { return paused(g, admission.TargetPublish) })
+	testkit.Eventually(t, "the worker reports the bucket", func() bool { return faults.Err() != nil })
 	if _, err := control.Mend(t.Context(), time.Now()); err == nil || publishers.Hint(err) != "run: jetpost setup" {
 		t.Errorf("what Mend says without a bucket is %v, with the hint %q", err, publishers.Hint(err))
 	}
@@ -150,6 +155,7 @@ func TestPauseWithoutBucket(t *testing.T) {
 	testkit.Must(t, err)
 	testkit.Equal(t, "mended", b.mend(t, control), "the pause of publish was not stored in NATS")
 	testkit.Equal(t, "the lanes are paused", b.lanesPaused(t), true)
+	testkit.Eventually(t, "the fault has ended", func() bool { return faults.Err() == nil })
 }
 
 // TestResumeThatDied: if a resume ends at any point, the rest is done later.
