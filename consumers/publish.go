@@ -570,12 +570,18 @@ func (r *laneRun) settle(ctx context.Context, head *store.Record, generation int
 	return nil
 }
 
-// outcomeLog adds why something waits, and until when.
-func outcomeLog(log *slog.Logger, out store.Outcome) *slog.Logger {
-	log = log.With("code", out.Reason.Code, "detail", out.Reason.Detail)
-	if !out.Reason.Until.IsZero() {
-		log = log.With("until", out.Reason.Until)
+// reasonLog adds why something waits, and until when if that is known.
+func reasonLog(log *slog.Logger, reason jetpost.Reason) *slog.Logger {
+	log = log.With("code", reason.Code, "detail", reason.Detail)
+	if !reason.Until.IsZero() {
+		log = log.With("until", reason.Until)
 	}
+	return log
+}
+
+// outcomeLog adds why something waits, and when to look again.
+func outcomeLog(log *slog.Logger, out store.Outcome) *slog.Logger {
+	log = reasonLog(log, out.Reason)
 	if !out.CheckAt.IsZero() {
 		log = log.With("check_at", out.CheckAt)
 	}

@@ -105,7 +105,7 @@ func (h *refreshHandler) Handle(ctx context.Context, d delivery) error {
 func (h *refreshHandler) tick(ctx context.Context, d delivery) error {
 	now := time.Now()
 	if pause, paused := h.Refresher.Gate.Paused(admission.TargetRefresh, now); paused {
-		h.Log.Warn("refresh.skipped", "code", pause.Reason.Code, "until", pause.Reason.Until)
+		reasonLog(h.Log, pause.Reason).Warn("refresh.skipped")
 		return nil
 	}
 	round, err := h.Refresher.Tokens.OpenRound(ctx, roundID(d), h.window(), h.batchSize(), now)
@@ -203,7 +203,7 @@ func (h *refreshHandler) claim(ctx context.Context, batch jetpost.RefreshBatch, 
 		reason, held = pause.Reason, true
 	}
 	if held {
-		h.Log.Warn("refresh.skipped", "round", batch.Round, "code", reason.Code, "until", reason.Until)
+		reasonLog(h.Log, reason).Warn("refresh.skipped", "round", batch.Round)
 		return nil, nil
 	}
 	tokens, err := r.Tokens.ClaimDue(ctx, store.DueClaim{Round: batch.Round, Limit: limit, Pace: r.Timing.pace(), Now: now})
@@ -256,7 +256,7 @@ func (h *refreshHandler) one(ctx context.Context, request jetpost.RefreshRequest
 		return err
 	}
 	if pause, paused := r.Gate.Paused(admission.TargetRefresh, time.Now()); paused {
-		h.Log.Warn("refresh.skipped", "account", request.Account, "code", pause.Reason.Code, "until", pause.Reason.Until)
+		reasonLog(h.Log, pause.Reason).Warn("refresh.skipped", "account", request.Account)
 		return nil
 	}
 	token, err := r.Tokens.Token(ctx, request.Account)
