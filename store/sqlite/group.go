@@ -91,10 +91,8 @@ func (g *group) take() []*member {
 func (s *Store) lead() {
 	for members := s.group.take(); len(members) > 0; members = s.group.take() {
 		if err := s.commit(members); err != nil {
-			for _, m := range members {
-				if m.err == nil {
-					m.err = err
-				}
+			for _, m := range members { // also one that failed: what it has read may never have been
+				m.err = err
 			}
 		}
 		for _, m := range members {
@@ -122,9 +120,12 @@ func (s *Store) commit(members []*member) error {
 		if len(members) == 1 {
 			break
 		}
-		if _, err := tx.ExecContext(ctx, "ROLLBACK TO one"); err != nil { // SQLite has ended all of it
+		if _, err := tx.ExecContext(ctx, "ROLLBACK TO one"); err != nil { // all of it is over
 			_ = tx.Rollback()
-			return m.err
+			if unavailable(m.err) { // SQLite has ended it, and this says why
+				return m.err
+			}
+			return err // never what the ledger has answered to this change alone
 		}
 	}
 	if made == 0 {

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 	"testing"
+
+	"github.com/jetpost/jetpost/store"
 )
 
 const sqlNote = `INSERT INTO leases (name, owner, until) VALUES (?1, 'test', 0)`
@@ -34,22 +36,36 @@ func note(name string, in **sql.Tx, then error) func(context.Context, *sql.Tx) e
 	}
 }
 
+// occupy begins a change that is under way until leave is called, so that others gather.
+func (s *Store) occupy(t *testing.T, group *sync.WaitGroup) (leave func()) {
+	t.Helper()
+	entered, left := make(chan struct{}), make(chan struct{})
+	group.Go(func() {
+		check(t, s.change(t.Context(), "hold", func(context.Context, *sql.Tx) error {
+			close(entered)
+			<-left
+			return nil
+		}))
+	})
+	<-entered
+	return func() { close(left) }
+}
+
+// gathered is how many changes wait.
+func (s *Store) gathered() int {
+	s.group.mu.Lock()
+	defer s.group.mu.Unlock()
+	return len(s.group.waiting)
+}
+
 // TestChangesShareACommit: what waits for a commit shares the next one. A change that
 // fails or panics is undone alone, and one that was given up is never made. Each is made in
 // the context of its own caller.
 func TestChangesShareACommit(t *testing.T) {
 	t.Parallel()
 	s := openFresh(t)
-	entered, leave := make(chan struct{}), make(chan struct{})
 	var group sync.WaitGroup
-	group.Go(func() {
-		check(t, s.change(t.Context(), "hold", func(context.Context, *sql.Tx) error {
-			close(entered)
-			<-leave
-			return nil
-		}))
-	})
-	<-entered
+	leave := s.occupy(t, &group)
 	refused := errors.New("refused")
 	names := []string{"a", "fails", "b", "panics", "c"}
 	in, errs, panics := make([]*sql.Tx, len(names)), make([]error, len(names)), make([]any, len(names))
@@ -60,12 +76,7 @@ func TestChangesShareACommit(t *testing.T) {
 			errs[i] = s.change(context.WithValue(t.Context(), caller{}, name), name, note(name, &in[i], then))
 		})
 	}
-	waiting := func() int {
-		s.group.mu.Lock()
-		defer s.group.mu.Unlock()
-		return len(s.group.waiting)
-	}
-	for waiting() < len(names) {
+	for s.gathered() < len(names) {
 		runtime.Gosched()
 	}
 	gone, cancel := context.WithCancel(t.Context())
@@ -75,14 +86,14 @@ func TestChangesShareACommit(t *testing.T) {
 			t.Errorf("a change that was given up: %v", err)
 		}
 	})
-	for waiting() < len(names)+1 {
+	for s.gathered() < len(names)+1 {
 		runtime.Gosched()
 	}
 	cancel()
-	for waiting() > len(names) {
+	for s.gathered() > len(names) {
 		runtime.Gosched()
 	}
-	close(leave)
+	leave()
 	group.Wait()
 	for i, name := range names {
 		if in[i] == nil || in[i] != in[0] {
@@ -102,6 +113,57 @@ func TestChangesShareACommit(t *testing.T) {
 	}))
 	if !slices.Equal(made, []string{"a", "b", "c"}) {
 		t.Errorf("made: %v", made)
+	}
+}
+
+// TestChangesEndTogether: if the transaction ends, as where a process is frozen for too long,
+// each of its changes is told that. None is told what the ledger has answered to another one, or
+// to itself because of another one that is undone.
+func TestChangesEndTogether(t *testing.T) {
+	t.Parallel()
+	for name, last := range map[string]error{"refused": store.ErrFenced, "made": nil} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := openFresh(t)
+			var group sync.WaitGroup
+			leave := s.occupy(t, &group)
+			changes := []func(context.Context, *sql.Tx) error{
+				func(ctx context.Context, tx *sql.Tx) error {
+					_, err := tx.ExecContext(ctx, sqlNote, "taken")
+					return err
+				},
+				func(ctx context.Context, tx *sql.Tx) error {
+					var taken string
+					if err := tx.QueryRowContext(ctx, "SELECT name FROM leases WHERE name = 'taken'").Scan(&taken); err != nil {
+						return err
+					}
+					return store.ErrFenced
+				},
+				func(ctx context.Context, tx *sql.Tx) error {
+					<-ctx.Done()
+					for { // until the transaction is over
+						if _, err := tx.ExecContext(context.WithoutCancel(t.Context()), "SELECT 1"); err != nil {
+							return last
+						}
+						runtime.Gosched()
+					}
+				},
+			}
+			errs := make([]error, len(changes))
+			for i, f := range changes {
+				group.Go(func() { errs[i] = s.change(t.Context(), "change", f) })
+				for s.gathered() <= i {
+					runtime.Gosched()
+				}
+			}
+			leave()
+			group.Wait()
+			for i, err := range errs {
+				if !store.Unavailable(err) {
+					t.Errorf("change %d: %v, want that the database does not answer", i, err)
+				}
+			}
+		})
 	}
 }
 
