@@ -265,9 +265,10 @@ func (r *refresher) Recover(ctx context.Context) error {
 	for _, one := range torn {
 		r.Log.Error("token.torn", "token", one.TokenID, "version", one.Version, "file", one.File)
 	}
-	if err != nil {
-		return fmt.Errorf("load lifeboat: %w", err)
+	if err != nil { // of some pairs; the others are saved
+		err = fmt.Errorf("load lifeboat: %w", err)
 	}
+	unopened := err
 	for _, one := range rescued {
 		log := r.Log.With("account", one.Claim.Account, "token", one.Claim.ID, "version", one.Claim.Version)
 		err := r.Tokens.SaveToken(ctx, one.Claim, one.Pair, one.At)
@@ -283,7 +284,7 @@ func (r *refresher) Recover(ctx context.Context) error {
 			return fmt.Errorf("empty lifeboat: %w", err)
 		}
 	}
-	return nil
+	return unopened
 }
 
 // fail stores a failed exchange, and publishes it.

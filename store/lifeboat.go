@@ -398,8 +398,8 @@ func (l *Lifeboat) Drop(claim Token) error {
 }
 
 // Load opens every pair of this ledger that no other process holds, and reports once what
-// is torn. It fails with *KeyError or *DamagedError and leaves the content of those files
-// as it is.
+// is torn. It fails with *KeyError or *DamagedError beside the pairs that it opened, and leaves
+// the content of those files as it is.
 func (l *Lifeboat) Load() (rescued []Rescued, torn []Torn, err error) {
 	if err := l.takeOver(); err != nil {
 		return nil, nil, err
@@ -408,26 +408,27 @@ func (l *Lifeboat) Load() (rescued []Rescued, torn []Torn, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	var unopened []error
 	for _, path := range pairs {
 		text, lost, err := l.read(path)
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // it was saved meanwhile
 			continue
 		case err != nil:
-			return nil, torn, err
+			return rescued, torn, errors.Join(append(unopened, err)...)
 		case lost != nil:
 			torn = append(torn, *lost)
 			continue
 		}
 		one, mine, err := l.open(text)
-		if err != nil {
-			return nil, torn, fmt.Errorf("open %s: %w", path, err)
-		}
-		if mine {
+		switch {
+		case err != nil: // the others go on
+			unopened = append(unopened, fmt.Errorf("open %s: %w", path, err))
+		case mine:
 			rescued = append(rescued, one)
 		}
 	}
-	return rescued, torn, nil
+	return rescued, torn, errors.Join(unopened...)
 }
 
 // read reads a pair's file. One that is torn it moves out of the way, where nobody counts

@@ -276,7 +276,8 @@ func TestLifeboatIsTorn(t *testing.T) {
 	}
 }
 
-// A pair that cannot be opened stays where it is, whatever the reason.
+// A pair that cannot be opened stays where it is, whatever the reason, and keeps no pair behind
+// it from the database.
 func TestLifeboatUnopenable(t *testing.T) {
 	t.Parallel()
 	claim, pair, at := lifeboatPair()
@@ -296,7 +297,11 @@ func TestLifeboatUnopenable(t *testing.T) {
 			if err := NewLifeboat(dir, "ledger", sealer).Keep(claim, pair, at); err != nil {
 				t.Fatal(err)
 			}
-			boat := NewLifeboat(dir, "ledger", test.sealer)
+			boat, behind := NewLifeboat(dir, "ledger", test.sealer), claim
+			behind.ID = "f" + claim.ID[1:]
+			if err := boat.Keep(behind, pair, at); err != nil {
+				t.Fatal(err)
+			}
 			text, err := os.ReadFile(boat.path(claim))
 			if err == nil && test.damage != nil {
 				text = test.damage(text)
@@ -305,8 +310,12 @@ func TestLifeboatUnopenable(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, _, err := boat.Load(); !errors.As(err, test.want) {
+			rescued, _, err := boat.Load()
+			if !errors.As(err, test.want) {
 				t.Errorf("error is %v, want a %T", err, test.want)
+			}
+			if len(rescued) != 1 || rescued[0].Claim.ID != behind.ID {
+				t.Errorf("rescued: %d pairs, want the one behind", len(rescued))
 			}
 			after, err := os.ReadFile(boat.path(claim))
 			if err != nil || !bytes.Equal(after, text) {
