@@ -102,10 +102,12 @@ func (r *runner) direct(ctx, work context.Context, b binding, t *turn) {
 	d.Stopping = ctx.Done()
 	began := time.Now()
 	if err := r.guard(d, func() error { return b.Handler.Handle(work, d) }); err != nil {
+		r.Health.Met("handler "+b.Consumer, err)
 		r.Log.Warn("delivery.failed", "subject", d.Subject, "error", err) // its lane is woken again when the lease ends
 		r.Liveness.Doubt()
 		return
 	}
+	r.Health.Set("handler "+b.Consumer, nil)
 	r.Log.Debug("delivery.done", "consumer", b.Consumer, "subject", d.Subject, "direct", true, "duration", time.Since(began))
 }
 

@@ -144,22 +144,42 @@ func (l lateDoor) AcceptMany(ctx context.Context, lease store.Lease, in []store.
 }
 
 // TestIntakeMissesItsSlot: if the acceptance takes so long that the slot has left, the lane
-// is free, and woken.
+// is free, and woken; also if it was woken meanwhile, or the partition was lost.
 func TestIntakeMissesItsSlot(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	b.account(t, "acme", 0)
-	h := b.intake()
-	h.Slots, h.Claim, h.May = roomFor(1), store.LaneClaim{Worker: "worker", Lease: time.Minute}, b.lane().unasked
-	h.Slots.patience = time.Nanosecond
-	h.Ledger = lateDoor{h.Ledger, func() {
-		_, comes := (<-h.Slots.free).wait(nil)
-		testkit.Equal(t, "the slot has got its lane", comes, false)
-	}}
-	take(t, h, b.job("acme", []byte(`{"id":"one","posts":[{"text":"one"}]}`)))
-	testkit.Equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 1)
-	b.run(t, b.lane(), "acme")
-	b.want(t, store.Key{Account: "acme", ID: "one"}, jetpost.StatePublished, "", 1)
+	for name, test := range map[string]struct {
+		meanwhile func(t *testing.T, b *testBundle, lose func())
+		wakeups   uint64
+	}{
+		"late": {func(*testing.T, *testBundle, func()) {}, 1},
+		"woken": {func(t *testing.T, b *testBundle, _ func()) {
+			t.Helper()
+			testkit.Must(t, b.ledger.PauseAccount(t.Context(), "acme", store.Pause{Since: time.Now(), Reason: jetpost.Reason{Code: jetpost.CodeAccountPaused}}))
+			_, err := b.ledger.ResumeAccount(t.Context(), "acme", time.Now())
+			testkit.Must(t, err)
+		}, 1},
+		"partition lost": {func(_ *testing.T, _ *testBundle, lose func()) { lose() }, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.account(t, "acme", 0)
+			h := b.intake()
+			h.Slots, h.Claim, h.May = roomFor(1), store.LaneClaim{Worker: "worker", Lease: time.Minute}, b.lane().unasked
+			h.Slots.patience = time.Nanosecond
+			ctx, lose := context.WithCancel(t.Context())
+			h.Ledger = lateDoor{h.Ledger, func() {
+				_, comes := (<-h.Slots.free).wait(nil)
+				testkit.Equal(t, "the slot has got its lane", comes, false)
+				test.meanwhile(t, b, lose)
+			}}
+			_, _ = h.HandleBatch(ctx, store.Lease{}, []delivery{b.job("acme", []byte(`{"id":"one","posts":[{"text":"one"}]}`))})
+			lose()
+			testkit.Equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), test.wakeups)
+			b.run(t, b.lane(), "acme")
+			b.want(t, store.Key{Account: "acme", ID: "one"}, jetpost.StatePublished, "", 1)
+		})
+	}
 }
 
 // orderedLetters holds the answers to events back until a lane was handed to a slot.
@@ -223,6 +243,7 @@ func TestIntakeTakesNoSlot(t *testing.T) {
 		{name: "nothing is due", body: `{"id":"one","publish_at":"` + later + `","posts":[{"text":"one"}]}`},
 		{name: "a bad job", body: `{"id":"one","posts":[]}`},
 		{name: "a later version", body: `{"version":9,"id":"one","posts":[{"text":"one"}]}`},
+		{name: "texts that are refused", body: `{"id":"one","posts":[{"text":"one"}]}`, change: func(h *intakeHandler) { h.Rules.SameText = SameTextRefuse }},
 		{name: "no room on the disk", body: `{"id":"one","posts":[{"text":"one"}]}`, lane: func(_ *testing.T, h *publishHandler) { h.Room = func() error { return errAway } }},
 		{name: "the app is paused", body: `{"id":"one","posts":[{"text":"one"}]}`, lane: func(t *testing.T, h *publishHandler) {
 			t.Helper()

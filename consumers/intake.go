@@ -45,7 +45,7 @@ type intakeLedger interface {
 	Account(ctx context.Context, name string) (store.Account, error)
 	AcceptMany(ctx context.Context, lease store.Lease, in []store.Acceptance) ([]store.Received, error)
 	JobFailed(ctx context.Context, f store.JobFailure) (int, error)
-	ReleaseLane(ctx context.Context, lane store.Claim, generation int64, wakeAt, now time.Time) (bool, error)
+	store.LaneReleaser
 	Refuse(ctx context.Context, refusal jetpost.Refusal, body []byte) error
 }
 
@@ -384,7 +384,7 @@ func (h *intakeHandler) takeSlots(in []store.Acceptance) takenSlots {
 	slots := takenSlots{}
 	for i := range in {
 		account := in[i].Request.Account
-		if in[i].Hold != nil || in[i].Request.PublishAt.After(in[i].Now) || slots[account] != nil {
+		if in[i].Hold != nil || in[i].RefuseSameText || in[i].Request.PublishAt.After(in[i].Now) || slots[account] != nil {
 			continue
 		}
 		slot, taken := h.Slots.take()
@@ -409,9 +409,7 @@ func (h *intakeHandler) run(ctx context.Context, slots takenSlots, claim *store.
 	if slots[claim.Account].give(delivery{Subject: h.Names.PublishWake(claim.Account), Claim: claim}) {
 		return true
 	}
-	snapshot, _ := claim.Next()
-	now := time.Now()
-	if _, err := h.Ledger.ReleaseLane(ctx, *claim, snapshot.Generation, now, now); err != nil {
+	if err := store.FreeLane(context.WithoutCancel(ctx), h.Ledger, *claim, time.Now()); err != nil { // also if the partition is lost
 		h.Log.Warn("lane.not_released", "account", claim.Account, "error", err) // its lease ends
 	}
 	return false
@@ -448,6 +446,7 @@ func (h *intakeHandler) accepted(ctx context.Context, jobs []*job, received []st
 			delete(woken, claim.Account)
 		}
 	}
+	slots.letGo() // those without a lane wait for nothing else
 	defer finish()
 	if len(woken) == 0 {
 		return

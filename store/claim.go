@@ -1,5 +1,10 @@
 package store
 
+import (
+	"context"
+	"time"
+)
+
 // Claim is a claim of an account's lane. At most one worker holds it.
 type Claim struct {
 	Account string
@@ -84,4 +89,28 @@ func (l Claim) Moved() []Key {
 		return nil
 	}
 	return l.Memory.Moved()
+}
+
+// LaneReleaser holds the calls that FreeLane makes.
+type LaneReleaser interface {
+	ReleaseLane(ctx context.Context, lane Claim, generation int64, wakeAt, now time.Time) (bool, error)
+	Snapshot(ctx context.Context, lane Claim, now time.Time) (Snapshot, error)
+}
+
+// FreeLane releases a lane that nothing is to be done on: it is due now, for whoever claims it
+// next. A wake-up that comes meanwhile keeps the lane, so FreeLane tries again.
+func FreeLane(ctx context.Context, lanes LaneReleaser, lane Claim, now time.Time) error {
+	snapshot, read := lane.Next()
+	for {
+		var err error
+		if !read {
+			if snapshot, err = lanes.Snapshot(ctx, lane, now); err != nil {
+				return err
+			}
+		}
+		if free, err := lanes.ReleaseLane(ctx, lane, snapshot.Generation, now, now); free || err != nil {
+			return err
+		}
+		read = false
+	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/pgtest"
 	"github.com/jetpost/jetpost/internal/secret"
+	"github.com/jetpost/jetpost/internal/testkit"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -524,6 +525,36 @@ func TestClaimWithAcceptanceGivenUp(t *testing.T) {
 	p.ready(t, "Accept", prepared(sqlCommit))
 	p.claimsGivenUp(t, "Accept", prepared(sqlCommit), func() error {
 		return errorOf(p.st.AcceptMany(t.Context(), store.Lease{}, []store.Acceptance{in}))
+	})
+}
+
+// TestClaimWithLateAcceptance: an acceptance whose caller has given up frees the lane that came
+// with it, since nobody runs it.
+func TestClaimWithLateAcceptance(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	a := &arriving{t: t, b: b}
+	in := b.acceptance("r")
+	in.Claim = &store.LaneClaim{Worker: "worker", Lease: lease}
+	ctx, giveUp := context.WithCancel(t.Context())
+	given := make(chan error)
+	a.lock()
+	go func() { given <- errorOf(b.st.AcceptMany(ctx, store.Lease{}, []store.Acceptance{in})) }()
+	b.locked(t)
+	giveUp()
+	if err := <-given; !errors.Is(err, context.Canceled) {
+		t.Fatalf("given up: %v", err)
+	}
+	a.free()
+	testkit.Eventually(t, "another worker gets the lane of the request", func() bool {
+		_, err := b.st.Request(t.Context(), in.Key())
+		if errors.Is(err, store.ErrNotFound) {
+			return false
+		}
+		check(t, err)
+		_, claimed, err := b.st.ClaimLane(t.Context(), acme, "another", lease, b.now)
+		check(t, err)
+		return claimed
 	})
 }
 

@@ -42,13 +42,7 @@ func TestFollowBesideAChange(t *testing.T) {
 			Following: &store.Following{ID: behind.ID, Revision: behind.Status.Revision, Intent: intent}})
 		posted <- err
 	}()
-	watch := connect(t, b.url)
-	testkit.Eventually(t, "the step waits for the lane", func() bool {
-		var waits bool
-		check(t, watch.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_stat_activity
-			WHERE datname = current_database() AND wait_event_type = 'Lock')`).Scan(&waits))
-		return waits
-	})
+	b.locked(t)
 	check(t, tx.Commit(t.Context()))
 	check(t, <-posted)
 	for id, want := range map[string]jetpost.PostState{"first": jetpost.PostPosted, "second": jetpost.PostPending, "later": jetpost.PostPending} {

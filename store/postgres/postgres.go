@@ -83,7 +83,7 @@ func Open(ctx context.Context, url string, sealer *store.Sealer, options ...Opti
 	s.steps = &gather[step, stepped]{patience: &s.patience.call, key: func(st step) string { return st.account }, send: func(group []*waitingStep) { together(group, s.execSteps) }}
 	s.arrivals = &gather[arrival, []store.Received]{patience: &s.patience.call, key: func(a arrival) string { return a.lease.Name }, send: func(group []*waitingArrival) {
 		together(group, func(group []*waitingArrival) error { return s.accept(group[0].ctx, group) })
-	}}
+	}, late: s.freeClaims}
 	s.marks = &gather[store.Revision, bool]{patience: &s.patience.call, key: func(r store.Revision) string { return r.Account + "/" + r.ID }, send: s.takeMarks}
 	s.tokens = &gather[string, *store.SealedToken]{patience: &s.patience.call, key: func(account string) string { return account }, send: s.takeTokens}
 	s.saves = &gather[saving, bool]{patience: &s.patience.call, key: func(in saving) string { return in.claim.ID }, send: s.takeSaves}

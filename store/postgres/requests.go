@@ -141,6 +141,16 @@ func (s *Store) accept(ctx context.Context, group []*waitingArrival) error {
 	return nil
 }
 
+// freeClaims frees the lanes that came with an acceptance whose caller has given up, since
+// nobody knows of their claims. What it cannot free is free when its lease ends.
+func (s *Store) freeClaims(received []store.Received) {
+	for _, r := range received {
+		if r.Claim != nil {
+			go func() { _ = store.FreeLane(context.Background(), s, *r.Claim, time.Now()) }()
+		}
+	}
+}
+
 // accepting is an acceptance of many requests that refuses no text.
 type accepting struct {
 	s      *Store

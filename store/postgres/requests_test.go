@@ -67,6 +67,18 @@ func (a *arriving) waits(n int) {
 	waitFor(a.t, a.b.st.arrivals, n)
 }
 
+// locked waits until a statement waits for a lock.
+func (b *testBundle) locked(t *testing.T) {
+	t.Helper()
+	watch := connect(t, b.url)
+	testkit.Eventually(t, "a statement waits for a lock", func() bool {
+		var waits bool
+		check(t, watch.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_stat_activity
+			WHERE datname = current_database() AND wait_event_type = 'Lock')`).Scan(&waits))
+		return waits
+	})
+}
+
 // waitFor waits until a statement is under way, and so many questions wait for it.
 func waitFor[Q, A any](t *testing.T, g *gather[Q, A], n int) {
 	t.Helper()

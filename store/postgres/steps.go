@@ -90,6 +90,8 @@ type gather[Q, A any] struct {
 	key      func(Q) string
 	// send answers a group. Its keys differ and are sorted.
 	send func(group []*asked[Q, A])
+	// late, if set, gets the answers that came after their callers had given up.
+	late func(A)
 
 	mu      sync.Mutex
 	waiting []*asked[Q, A]
@@ -103,6 +105,7 @@ type asked[Q, A any] struct {
 	answer A
 	err    error
 	done   chan struct{}
+	over   bool // its caller has given up
 }
 
 // do asks one question, within the time of a call. A question that was given up while
@@ -122,17 +125,38 @@ func (g *gather[Q, A]) do(ctx context.Context, ask Q) (A, error) {
 	case <-w.done:
 		return w.answer, w.err
 	case <-ctx.Done():
-		g.giveUp(w)
+		if !g.giveUp(w) {
+			return w.answer, w.err
+		}
 		var none A
 		return none, ctx.Err()
 	}
 }
 
-// giveUp takes back a question that was not sent yet.
-func (g *gather[Q, A]) giveUp(w *asked[Q, A]) {
+// giveUp takes back a question that was not sent yet. It returns false if the answer has
+// just come.
+func (g *gather[Q, A]) giveUp(w *asked[Q, A]) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	select {
+	case <-w.done:
+		return false
+	default:
+	}
+	w.over = true
 	g.waiting = slices.DeleteFunc(g.waiting, func(other *asked[Q, A]) bool { return other == w })
+	return true
+}
+
+// answered hands out an answer.
+func (g *gather[Q, A]) answered(w *asked[Q, A]) {
+	g.mu.Lock()
+	close(w.done)
+	over := w.over
+	g.mu.Unlock()
+	if over && w.err == nil && g.late != nil {
+		g.late(w.answer)
+	}
 }
 
 // run sends group after group until nothing waits.
@@ -144,7 +168,7 @@ func (g *gather[Q, A]) run() {
 		}
 		g.send(group)
 		for _, w := range group {
-			close(w.done)
+			g.answered(w)
 		}
 	}
 }
