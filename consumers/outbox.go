@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -45,7 +46,13 @@ type OutboxRelay struct {
 	MarkAfter time.Duration
 
 	mu      sync.Mutex
-	waiting map[store.Key]int64 // revisions to mark
+	waiting map[store.Key]stored // to mark
+}
+
+// stored is the revision of a request whose event NATS has, and when NATS said so.
+type stored struct {
+	revision int64
+	at       time.Time
 }
 
 // defaultMarkAfter is less than the time after which the sweeper publishes an event that is
@@ -135,16 +142,13 @@ func (a *OutboxRelay) announceAll(ctx context.Context, records []store.Record) (
 
 // announced marks the events that were published.
 func (a *OutboxRelay) announced(ctx context.Context, revisions []store.Revision, errs []error) {
-	told := revisions[:0]
+	told, now := map[store.Key]stored{}, time.Now()
 	for i, err := range errs {
 		if err == nil {
-			told = append(told, revisions[i])
+			told[revisions[i].Key] = stored{revision: revisions[i].Number, at: now}
 			continue
 		}
 		a.Log.Warn("event.delayed", "account", revisions[i].Account, "request", revisions[i].ID, "error", err)
-	}
-	if len(told) == 0 {
-		return
 	}
 	if a.MarkAfter > 0 {
 		a.later(ctx, told)
@@ -153,45 +157,55 @@ func (a *OutboxRelay) announced(ctx context.Context, revisions []store.Revision,
 	a.markMany(ctx, told)
 }
 
-// markMany marks many events as delivered. A request that has moved on meanwhile is
-// published again.
-func (a *OutboxRelay) markMany(ctx context.Context, told []store.Revision) {
-	rest, err := a.Ledger.MarkManyDelivered(ctx, told)
-	if err != nil {
-		a.Log.Warn("event.delayed", "requests", len(told), "error", err)
-	}
-	for _, key := range rest {
-		a.try(ctx, key)
+// markMany marks events as delivered. A request that has moved on meanwhile is published again if
+// its newer event may have come before the one of here: another worker may have published it,
+// and an event that no server has answered to is repeated after others of its connection.
+func (a *OutboxRelay) markMany(ctx context.Context, told map[store.Key]stored) {
+	for keys := range slices.Chunk(slices.Collect(maps.Keys(told)), markTogether) {
+		revisions := make([]store.Revision, len(keys))
+		for i, key := range keys {
+			revisions[i] = store.Revision{Key: key, Number: told[key].revision}
+		}
+		rest, err := a.Ledger.MarkManyDelivered(ctx, revisions)
+		if err != nil {
+			a.Log.Warn("event.delayed", "requests", len(revisions), "error", err)
+		}
+		for _, key := range rest {
+			rec, err := a.Ledger.Request(ctx, key)
+			if err == nil && (rec.Delivered < rec.Status.Revision || rec.Status.UpdatedAt.Before(told[key].at)) {
+				err = a.tell(ctx, rec)
+			}
+			if err != nil {
+				a.Log.Warn("event.delayed", "account", key.Account, "request", key.ID, "error", err)
+			}
+		}
 	}
 }
 
 // later collects events to be marked together. If the worker dies meanwhile, the sweeper
 // publishes them again.
-func (a *OutboxRelay) later(ctx context.Context, told []store.Revision) {
+func (a *OutboxRelay) later(ctx context.Context, told map[store.Key]stored) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.waiting) == 0 {
-		a.waiting = map[store.Key]int64{}
+	if len(told) > 0 && len(a.waiting) == 0 {
+		a.waiting = map[store.Key]stored{}
 		ctx := context.WithoutCancel(ctx)
 		time.AfterFunc(a.MarkAfter, func() { a.Flush(ctx) })
 	}
-	for _, r := range told {
-		a.waiting[r.Key] = max(a.waiting[r.Key], r.Number)
+	for key, one := range told {
+		if one.revision >= a.waiting[key].revision {
+			a.waiting[key] = one
+		}
 	}
 }
 
 // Flush marks the collected events.
 func (a *OutboxRelay) Flush(ctx context.Context) {
 	a.mu.Lock()
-	var told []store.Revision
-	for key, number := range a.waiting {
-		told = append(told, store.Revision{Key: key, Number: number})
-	}
+	told := a.waiting
 	a.waiting = nil
 	a.mu.Unlock()
-	for part := range slices.Chunk(told, markTogether) {
-		a.markMany(ctx, part)
-	}
+	a.markMany(ctx, told)
 }
 
 // newer drops the pending mark of a request of which a newer event was published.
@@ -209,17 +223,24 @@ func (a *OutboxRelay) try(ctx context.Context, key store.Key) {
 }
 
 // wrote publishes the request as the lane's latest step has written it. It does not wait for
-// the answer of NATS: heard does. If soon is true, a step of the lane follows at once and marks
-// the event (see [store.Claim.Told]).
-func (a *OutboxRelay) wrote(ctx context.Context, lane store.Claim, key store.Key) (heard func(soon bool)) {
+// the answer of NATS: heard does, until late, and returns false if there is none by then. If
+// soon is true, a step of the lane follows at once and marks the event (see [store.Claim.Told]).
+func (a *OutboxRelay) wrote(ctx context.Context, lane store.Claim, key store.Key) (heard func(soon bool, late <-chan time.Time) bool) {
 	rec, known := lane.Wrote(key.ID)
 	if !known {
 		a.settled(ctx, lane, key)
-		return func(bool) {}
+		return func(bool, <-chan time.Time) bool { return true }
 	}
 	result := a.DeadLetters.Events(ctx, []publishers.Told{a.event(&rec)})
-	return func(soon bool) {
-		err := result()[0]
+	answer := make(chan error, 1)
+	go func() { answer <- result()[0] }()
+	return func(soon bool, late <-chan time.Time) bool {
+		var err error
+		select {
+		case err = <-answer:
+		case <-late:
+			return false
+		}
 		if err == nil {
 			a.newer(key)
 			if !soon || !lane.Told(store.Revision{Key: key, Number: rec.Status.Revision}) {
@@ -229,6 +250,7 @@ func (a *OutboxRelay) wrote(ctx context.Context, lane store.Claim, key store.Key
 		if err != nil {
 			a.Log.Warn("event.delayed", "account", key.Account, "request", key.ID, "error", err)
 		}
+		return true
 	}
 }
 

@@ -4,11 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jetpost/jetpost"
 	"github.com/jetpost/jetpost/internal/testkit"
+	"github.com/jetpost/jetpost/publishers"
 	"github.com/jetpost/jetpost/store"
 )
 
@@ -86,4 +88,79 @@ func TestMovedOnIsToldAgain(t *testing.T) {
 	r := b.want(t, key, jetpost.StateCancelled, "", 1)
 	testkit.Equal(t, "last event", b.lastEvent(t, key).Type, jetpost.EventRequestCancelled)
 	testkit.Equal(t, "announced", r.Delivered, r.Status.Revision)
+}
+
+// lateLetters publishes events late, and counts how often it was given some.
+type lateLetters struct {
+	DeadLetters
+	before func()
+	given  atomic.Int64
+}
+
+func (l *lateLetters) Events(ctx context.Context, events []publishers.Told) func() []error {
+	l.given.Add(1)
+	return func() []error {
+		l.before()
+		return l.DeadLetters.Events(ctx, events)()
+	}
+}
+
+// TestToldTooLateIsToldAgain: if the event of an acceptance comes behind a newer one that is
+// already marked, the newer one is published again, so that it stays the last.
+func TestToldTooLateIsToldAgain(t *testing.T) {
+	t.Parallel()
+	for name, late := range map[string]func(h *intakeHandler, lane func()){
+		"another worker was faster": func(h *intakeHandler, lane func()) { h.Ledger = lateDoor{h.Ledger, lane} },
+		"the event was repeated": func(h *intakeHandler, lane func()) {
+			h.Announce.DeadLetters = &lateLetters{DeadLetters: h.Announce.DeadLetters, before: lane}
+			h.Announce.MarkAfter = time.Hour
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.account(t, "acme", 0)
+			key := store.Key{Account: "acme", ID: "one"}
+			h := b.intake()
+			late(h, func() {
+				b.run(t, b.lane(), "acme")
+				r := b.want(t, key, jetpost.StatePublished, "", 1)
+				testkit.Equal(t, "announced", r.Delivered, r.Status.Revision)
+			})
+			take(t, h, b.job("acme", []byte(`{"id":"one","posts":[{"text":"one"}]}`)))
+			h.Announce.Flush(t.Context())
+			testkit.Equal(t, "last event", b.lastEvent(t, key).Type, jetpost.EventRequestPublished)
+		})
+	}
+}
+
+// TestAnswerWaitsForNoEvent: what X has answered is committed although NATS does not answer to
+// the event before. The next event waits for that answer.
+func TestAnswerWaitsForNoEvent(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.account(t, "acme", 0)
+	key := b.accept(t, jetpost.Request{ID: "1", Posts: thread("one", "two")})
+	committed := make(chan struct{})
+	hook := &ledgerHook{Store: b.ledger, after: nth("posted", 2, func() error { close(committed); return nil })}
+	late := &lateLetters{DeadLetters: b.deadLetters}
+	var first sync.Once
+	late.before = func() {
+		first.Do(func() {
+			select {
+			case <-committed:
+			case <-time.After(testkit.Patience):
+				t.Error("the second post waits for the event of the first")
+			}
+			time.Sleep(testkit.AskAgain) // for an event that does not wait
+			testkit.Equal(t, "events handed over before the answer to the first", late.given.Load(), int64(1))
+		})
+	}
+	b.run(t, b.lane(func(h *publishHandler) {
+		h.Ledger, h.Announce = hook, b.relay()
+		h.Announce.DeadLetters = late
+	}), "acme")
+	r := b.want(t, key, jetpost.StatePublished, "", 2)
+	testkit.Equal(t, "announced", r.Delivered, r.Status.Revision)
+	testkit.Equal(t, "last event", b.lastEvent(t, key).Type, jetpost.EventRequestPublished)
 }

@@ -20,6 +20,9 @@ import (
 // of the lane is taken for the cause.
 const poisonClaims = 5
 
+// hearWithin is how long the answer of X to a post waits for that of NATS to the event before.
+const hearWithin = 50 * time.Millisecond
+
 // laneWakeups wakes a lane, now or at a time.
 type laneWakeups interface {
 	waker
@@ -131,7 +134,7 @@ type laneRun struct {
 	// if none was.
 	next *threadRun
 	// told waits for the answer of NATS to the latest event; nil if none is awaited.
-	told func(soon bool)
+	told func(soon bool, late <-chan time.Time) bool
 	// renewed is true if this run has renewed the token after a 401.
 	renewed bool
 	// filled is the id of the request that this run has filled in (see read).
@@ -408,7 +411,7 @@ func (t *threadRun) send(ctx context.Context, i int, p xapi.Post) (postID string
 		return "", err
 	}
 	created, err := t.client.CreatePost(xapi.WithNotAfter(ctx, notAfter), p)
-	t.r.hear(true)
+	t.r.hearSoon()
 	if err != nil {
 		permit.Done(err)
 		return "", err
@@ -494,6 +497,7 @@ func (t *threadRun) live(ctx context.Context, i int, postID string, permit *admi
 	t.sent(i, state)
 	tracePost(ctx, i, state)
 	r.log.Info("post.published", "request", t.head.ID, "post", i, "post_id", postID, "of", len(t.request.Posts), "state", state)
+	r.hear(true) // events of a request keep their order
 	r.told = r.h.Announce.wrote(ctx, r.lane, t.head.Key)
 	if t.uploading(i + 1) {
 		r.hear(false)
@@ -535,7 +539,14 @@ func (t *threadRun) ended(ctx context.Context, err error) attempt {
 // wait before it calls X. If soon is true, a step of the lane follows at once.
 func (r *laneRun) hear(soon bool) {
 	if r.told != nil {
-		r.told(soon)
+		r.told(soon, nil)
+		r.told = nil
+	}
+}
+
+// hearSoon is hear before an answer of X is committed, which must not wait for NATS.
+func (r *laneRun) hearSoon() {
+	if r.told != nil && r.told(true, time.After(hearWithin)) {
 		r.told = nil
 	}
 }
