@@ -221,7 +221,7 @@ type Tokens interface {
 	// whose answer was lost can be repeated. ErrFenced.
 	SaveToken(ctx context.Context, claim Token, pair Pair, now time.Time) error
 	// SaveTokenFailure records a failure, fenced by version and lease, and
-	// ends the lease. ErrFenced.
+	// ends the lease. It can be repeated if its answer was lost. ErrFenced.
 	SaveTokenFailure(ctx context.Context, claim Token, failure TokenFailure) error
 	// Disconnect makes the account require re-authorising at once, whatever the state
 	// of its pair, and returns the token with that pair. A pair that comes from an

@@ -297,10 +297,12 @@ func (s *Store) saveAlone(ctx context.Context, in saving) error {
 	})
 }
 
+// sqlSaveTokenFailure notes whose failure it is, so that it can be repeated.
 const sqlSaveTokenFailure = `
 UPDATE oauth_tokens
-SET lease_id = NULL, lease_until = NULL, refresh_started_at = $4, next_attempt_at = $5, metadata = metadata || $6
-WHERE id = $1 AND version = $2 AND lease_id = nullif($3, '')::uuid`
+SET lease_id = NULL, lease_until = NULL, refresh_started_at = $4, next_attempt_at = $5,
+    metadata = metadata || $6 || jsonb_build_object('failedClaim', $3::text)
+WHERE id = $1 AND version = $2 AND (lease_id = nullif($3, '')::uuid OR lease_id IS NULL AND metadata ->> 'failedClaim' = nullif($3, ''))`
 
 // SaveTokenFailure implements store.Tokens.
 func (s *Store) SaveTokenFailure(ctx context.Context, claim store.Token, failure store.TokenFailure) error {

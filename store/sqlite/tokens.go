@@ -213,10 +213,12 @@ func (s *Store) SaveToken(ctx context.Context, claim store.Token, pair store.Pai
 	})
 }
 
+// sqlSaveTokenFailure notes whose failure it is, so that it can be repeated.
 const sqlSaveTokenFailure = `
 UPDATE oauth_tokens
-SET lease_id = NULL, lease_until = NULL, refresh_started_at = ?4, next_attempt_at = ?5, metadata = json_patch(metadata, ?6)
-WHERE id = ?1 AND version = ?2 AND lease_id = ?3`
+SET lease_id = NULL, lease_until = NULL, refresh_started_at = ?4, next_attempt_at = ?5,
+    metadata = json_set(json_patch(metadata, ?6), '$.failedClaim', ?3)
+WHERE id = ?1 AND version = ?2 AND (lease_id = ?3 OR lease_id IS NULL AND metadata ->> 'failedClaim' = ?3)`
 
 // SaveTokenFailure implements store.Tokens.
 func (s *Store) SaveTokenFailure(ctx context.Context, claim store.Token, failure store.TokenFailure) error {

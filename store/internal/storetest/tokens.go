@@ -789,16 +789,20 @@ func saveTokensTogether(t *testing.T, b *bundle) {
 func saveTokenFailure(t *testing.T, b *bundle) {
 	testkit.Must(t, b.st.SaveToken(t.Context(), b.claimOne(t, acme, longLease), pair("next", b.now.Add(time.Hour)), b.now))
 	later := b.now.Add(time.Minute)
-	testkit.Must(t, b.st.SaveTokenFailure(t.Context(), b.claimOne(t, acme, longLease),
-		store.TokenFailure{Error: "no answer", NextAttempt: later.Add(time.Minute), Now: later}))
+	claim := b.claimOne(t, acme, longLease)
+	for range 2 { // the answer may be lost
+		testkit.Must(t, b.st.SaveTokenFailure(t.Context(), claim, store.TokenFailure{Error: "no answer", NextAttempt: later.Add(time.Minute), Now: later}))
+	}
 	token := b.token(t, acme)
 	equal(t, "metadata", token.TokenMeta, store.TokenMeta{LastRefreshAt: b.now, RefreshError: "no answer", RefreshFailedAt: later})
 	equal(t, "next attempt", token.NextAttemptAt, later.Add(time.Minute))
 	equal(t, "lease", token.LeaseID, "")
 	equal(t, "version", token.Version, int64(2))
 
-	testkit.Must(t, b.st.SaveTokenFailure(t.Context(), b.claimOne(t, acme, longLease),
-		store.TokenFailure{Error: "refused", Outcome: store.ExchangeRefused, Now: later}))
+	next := b.claimOne(t, acme, longLease)
+	fails(t, "a failure of the claim before", b.st.SaveTokenFailure(t.Context(), claim, store.TokenFailure{Error: "late", Now: later}), store.ErrFenced)
+	testkit.Must(t, b.st.SaveTokenFailure(t.Context(), next, store.TokenFailure{Error: "refused", Outcome: store.ExchangeRefused, Now: later}))
+	fails(t, "a failure of the claim before", b.st.SaveTokenFailure(t.Context(), claim, store.TokenFailure{Error: "late", Now: later}), store.ErrFenced)
 	equal(t, "metadata of the account", b.account(t, acme).TokenMeta,
 		store.TokenMeta{LastRefreshAt: b.now, RefreshError: "refused", RefreshFailedAt: later, RequiresReauth: true})
 }
