@@ -249,3 +249,78 @@ func TestRecoverBesideTornPair(t *testing.T) {
 		t.Errorf("the log says %q", said)
 	}
 }
+
+// TestRecoverBesideUnopenablePair: a pair that no key opens is reported, and the others are saved.
+func TestRecoverBesideUnopenablePair(t *testing.T) {
+	t.Parallel()
+	b := offline(t)
+	id, err := b.ledger.LedgerID(t.Context())
+	testkit.Must(t, err)
+	dir := t.TempDir()
+	lost, err := store.NewSealer(store.GenerateKey().Reveal())
+	testkit.Must(t, err)
+	r, boat := b.bubble(), store.NewLifeboat(dir, id, b.sealer)
+	r.Lifeboat = boat
+	for name, boat := range map[string]*store.Lifeboat{"first": store.NewLifeboat(dir, id, lost), "second": boat, "third": store.NewLifeboat(dir, id, lost)} {
+		b.account(t, name, 0)
+		testkit.Must(t, boat.Keep(b.token(t, name), rescue(), time.Now()))
+	}
+	if err := r.Recover(context.WithoutCancel(t.Context())); !errors.As(err, new(*store.KeyError)) {
+		t.Errorf("error is %v, want a KeyError", err)
+	}
+	testkit.Equal(t, "refresh token", b.token(t, "second").Refresh.Reveal(), "rescued-refresh")
+	left, err := boat.Count()
+	testkit.Must(t, err)
+	testkit.Equal(t, "pairs left", left, 2)
+}
+
+func rescue() store.Pair {
+	return store.Pair{Access: secret.New("rescued-access"), Refresh: secret.New("rescued-refresh"), ExpiresAt: time.Now().Add(time.Hour)}
+}
+
+// TestRecoverAfterRestore: a pair is saved although the database was restored from a backup of
+// an older version of its row, unless the row has got a later pair since, or the account was
+// disconnected.
+func TestRecoverAfterRestore(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		since func(t *testing.T, b *testBundle)
+		saved bool
+	}{
+		"restored": {func(*testing.T, *testBundle) {}, true},
+		"connected again since": {func(t *testing.T, b *testBundle) {
+			t.Helper()
+			account, err := b.ledger.Account(t.Context(), "acme")
+			testkit.Must(t, err)
+			_, err = b.ledger.ImportAccount(t.Context(), store.Import{
+				Name: "acme", XUserID: account.XUserID, Consented: true, Now: time.Now(),
+				Pair: store.Pair{Access: secret.New("a"), Refresh: secret.New("consented"), ExpiresAt: time.Now().Add(time.Hour)},
+			})
+			testkit.Must(t, err)
+		}, false},
+		"disconnected since": {func(t *testing.T, b *testBundle) {
+			t.Helper()
+			_, err := b.ledger.Disconnect(t.Context(), "acme", time.Now())
+			testkit.Must(t, err)
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := offline(t)
+			id, err := b.ledger.LedgerID(t.Context())
+			testkit.Must(t, err)
+			r, boat := b.bubble(), store.NewLifeboat(t.TempDir(), id, b.sealer)
+			r.Lifeboat = boat
+			b.account(t, "acme", 0)
+			claim := b.token(t, "acme")
+			claim.Version += 5 // of which the backup has nothing
+			testkit.Must(t, boat.Keep(claim, rescue(), time.Now()))
+			test.since(t, b)
+			testkit.Must(t, r.Recover(context.WithoutCancel(t.Context())))
+			testkit.Equal(t, "saved", b.token(t, "acme").Refresh.Reveal() == "rescued-refresh", test.saved)
+			left, err := boat.Count()
+			testkit.Must(t, err)
+			testkit.Equal(t, "pairs left", left, 0)
+		})
+	}
+}

@@ -258,20 +258,19 @@ func (r *refresher) keep(ctx context.Context, log *slog.Logger, claim store.Toke
 // Recover commits the pairs that are in the lifeboat. They are those that this worker could
 // not commit, those of earlier workers, and those of other containers that share the
 // directory. It runs at the start and every 10 seconds after that. A pair that is older
-// than the stored one is dropped. What is left of pairs that a crash of the machine took is
-// logged.
+// than the stored one is dropped. One that cannot be opened is reported when the others are
+// saved. What is left of pairs that a crash of the machine took is logged.
 func (r *refresher) Recover(ctx context.Context) error {
-	rescued, torn, err := r.Lifeboat.Load()
+	rescued, torn, unopened := r.Lifeboat.Load()
 	for _, one := range torn {
 		r.Log.Error("token.torn", "token", one.TokenID, "version", one.Version, "file", one.File)
 	}
-	if err != nil { // of some pairs; the others are saved
-		err = fmt.Errorf("load lifeboat: %w", err)
-	}
-	unopened := err
 	for _, one := range rescued {
 		log := r.Log.With("account", one.Claim.Account, "token", one.Claim.ID, "version", one.Claim.Version)
 		err := r.Tokens.SaveToken(ctx, one.Claim, one.Pair, one.At)
+		if errors.Is(err, store.ErrFenced) {
+			err = r.saveOnOlder(ctx, one)
+		}
 		switch {
 		case err == nil:
 			log.Info("token.rescued", "expires_at", one.Pair.ExpiresAt)
@@ -284,7 +283,26 @@ func (r *refresher) Recover(ctx context.Context) error {
 			return fmt.Errorf("empty lifeboat: %w", err)
 		}
 	}
-	return unopened
+	if unopened != nil {
+		return fmt.Errorf("load lifeboat: %w", unopened)
+	}
+	return nil
+}
+
+// saveOnOlder saves a pair that is newer than the stored one, though that is of an older version
+// than the pair's: the database was restored from a backup, or a standby took over. It fails with
+// ErrFenced if the stored pair is not older, or the account was disconnected.
+func (r *refresher) saveOnOlder(ctx context.Context, one store.Rescued) error {
+	there, err := r.Tokens.Token(ctx, one.Claim.Account)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return store.ErrFenced
+	case err != nil:
+		return err
+	case there.ID != one.Claim.ID || there.Version >= one.Claim.Version || !there.RefreshedAt.Before(one.At) || there.Disconnected():
+		return store.ErrFenced
+	}
+	return r.Tokens.SaveToken(ctx, there, one.Pair, one.At)
 }
 
 // fail stores a failed exchange, and publishes it.
