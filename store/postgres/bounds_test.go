@@ -469,7 +469,7 @@ func TestGivenUpTakesEffect(t *testing.T) {
 		{"ResumeAccount", transaction, nil},
 		{"RoundDelivered", statement, nil},
 		{"SaveToken", statement, nil},
-		{"SaveTokenFailure", statement, store.ErrFenced},
+		{"SaveTokenFailure", statement, nil},
 		{"Spend", transaction, nil},
 		{"TakeAttempt", transaction, store.ErrAttemptOver},
 		{"TryLease", statement, nil},
@@ -556,6 +556,47 @@ func TestClaimWithLateAcceptance(t *testing.T) {
 		check(t, err)
 		return claimed
 	})
+}
+
+// TestLockedLaneBesideOthers: while somebody holds the lock of one lane, as a worker that froze
+// in a transaction does, the steps of other lanes succeed, and that lane's own step waits.
+func TestLockedLaneBesideOthers(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	names := []string{"beta", "gamma"}
+	for i, name := range names {
+		_, err := b.st.ImportAccount(t.Context(), store.Import{
+			Name: name, XUserID: fmt.Sprint(i + 2), Username: name, Now: b.now,
+			Pair: store.Pair{Access: secret.New("a"), Refresh: secret.New(name), ExpiresAt: b.now.Add(time.Hour)},
+		})
+		check(t, err)
+	}
+	claim := func(account string) <-chan error {
+		done := make(chan error, 1)
+		go func() {
+			_, claimed, err := b.st.ClaimLane(t.Context(), account, "worker", lease, b.now)
+			if err == nil && !claimed {
+				err = errors.New(account + " was not claimed")
+			}
+			done <- err
+		}()
+		return done
+	}
+	a := &arriving{t: t, b: b}
+	a.lock()
+	locked := claim(acme)
+	b.locked(t)
+	others := []<-chan error{claim(names[0]), claim(names[1])}
+	for _, done := range others {
+		check(t, <-done)
+	}
+	select {
+	case err := <-locked:
+		t.Fatalf("the lane that is locked has given up before others were done: %v", err)
+	default:
+	}
+	a.free()
+	check(t, <-locked)
 }
 
 // claimsGivenUp makes claims without an answer, and then one with an answer.

@@ -316,12 +316,21 @@ var (
 	// away are the errors of a database that does nothing at the moment.
 	away = append([]string{
 		"57014", // statement_timeout
-		"55P03", // lock_timeout
+		lockNotAvailable,
 		"25P03", // idle_in_transaction_session_timeout
 		"53",    // no connection, memory or disk left
 		"58",    // a fault of its machine
 	}, nowhere...)
 )
+
+// lockNotAvailable is the code of lock_timeout.
+const lockNotAvailable = "55P03"
+
+// lockTaken reports whether a statement met a lock that somebody holds for long.
+func lockTaken(err error) bool {
+	refused, is := errors.AsType[*pgconn.PgError](err)
+	return is && refused.Code == lockNotAvailable
+}
 
 // leads reports whether an error has one of the codes.
 func leads(codes []string, err *pgconn.PgError) bool {

@@ -356,7 +356,7 @@ func hotQueriesOfLanes() []hotQuery {
 		{"oldest due", sqlOldestDue, `now()`, []string{"lanes_due"}, false},
 		{"step", sqlStep, "'{a1}', '{write}', '{NULL}', '{1}', '{w}', '{NULL}', '{1}', '{1}', '{1}', '{NULL}', '{NULL}', '{true}', '{true}', '{true}', " +
 			"'{1}', '{0}', '{NULL}', '{published}', '{2}', '{e}', '{0}', '{1}', '{0}', '{posted}', '{\"\"}', '{1}', ARRAY['[]']::json[], ARRAY[sha256('1')], " +
-			"'{1}', '{NULL}', '{\"\"}', '{1}', '{1}', '{2}', '{1}', '{2}', '{1}', '{\"\"}', ARRAY[sha256('2')], '{1}'", []string{"lanes_pkey", "requests_begun", "requests_line", "requests_pkey", "posts_pkey"}, false},
+			"'{1}', '{NULL}', '{\"\"}', '{1}', '{1}', '{2}', '{1}', '{2}', '{1}', '{\"\"}', ARRAY[sha256('2')], '{1}', '0'", []string{"lanes_pkey", "requests_begun", "requests_line", "requests_pkey", "posts_pkey"}, false},
 		{"waiting", sqlWaiting, `'a1', now(), 1, 100`, []string{"requests_line", "posts_pkey"}, false},
 		{"late", sqlLateUnsent, `'a1', now(), 100`, []string{"requests_line", "posts_pkey"}, false},
 		{"late of all", sqlLate, `'', now() - interval '1 hour', 1000`, []string{"requests_line", "posts_pkey"}, false},

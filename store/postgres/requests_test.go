@@ -28,7 +28,7 @@ type arriving struct {
 func (a *arriving) lock() {
 	a.t.Helper()
 	var err error
-	a.locked, err = a.b.st.pool.Begin(a.t.Context())
+	a.locked, err = connect(a.t, a.b.url).Begin(a.t.Context())
 	check(a.t, err)
 	_, err = a.locked.Exec(a.t.Context(), "SELECT FROM lanes WHERE account = $1 FOR UPDATE", acme)
 	check(a.t, err)

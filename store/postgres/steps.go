@@ -20,6 +20,10 @@ import (
 // maxGroup is how many steps one statement takes: more than there are slots.
 const maxGroup = 256
 
+// lockedFor is how long the steps of many lanes wait for a lane that somebody has locked, as
+// PostgreSQL's setting. After that each is sent alone, at the same time as the others.
+const lockedFor = "250ms"
+
 // act is what a step does to its lane.
 type act string
 
@@ -106,6 +110,7 @@ type asked[Q, A any] struct {
 	err    error
 	done   chan struct{}
 	over   bool // its caller has given up
+	apart  bool // it waits for somebody's lock, beside no other
 }
 
 // do asks one question, within the time of a call. A question that was given up while
@@ -168,9 +173,25 @@ func (g *gather[Q, A]) run() {
 		}
 		g.send(group)
 		for _, w := range group {
+			if w.apart = lockTaken(w.err); w.apart {
+				go g.alone(w)
+				continue
+			}
 			g.answered(w)
 		}
 	}
+}
+
+// alone sends a question whose statement met a lock that somebody holds for long. Meanwhile the
+// others go on without it.
+func (g *gather[Q, A]) alone(w *asked[Q, A]) {
+	g.mu.Lock()
+	over := w.over
+	g.mu.Unlock()
+	if !over {
+		g.send([]*asked[Q, A]{w})
+	}
+	g.answered(w)
 }
 
 // take returns the questions of one statement, in the order in which every transaction
@@ -255,8 +276,10 @@ WITH input AS MATERIALIZED (
          ORDER BY due_at, seq LIMIT 1) AS behind WHERE f.id = i.then_id) AS t ON true
     LEFT JOIN LATERAL (SELECT min(due_at) AS due FROM requests
         WHERE account = i.account AND due_at > i.at AND ` + unfinished + ` AND i.next) AS d ON true
+), patience AS MATERIALIZED (
+    SELECT set_config('lock_timeout', $41, true) AS bound
 ), locked AS MATERIALIZED (
-    SELECT account, generation, fence FROM lanes WHERE account = ANY ($1) ORDER BY account FOR NO KEY UPDATE
+    SELECT account, generation, fence FROM lanes WHERE account = ANY ($1) AND (SELECT bound IS NOT NULL FROM patience) ORDER BY account FOR NO KEY UPDATE
 ), lane AS (
     UPDATE lanes AS l SET
         fence       = CASE WHEN s.act = 'claim' THEN l.fence + 1 ELSE l.fence END,
@@ -368,6 +391,15 @@ func (s *Store) queueSteps(batch *pgx.Batch, group []*waitingStep) {
 	}
 }
 
+// lockPatience is how long a statement may wait for lanes that others have locked, as
+// PostgreSQL's setting: not long beside other lanes, and else as long as any statement.
+func lockPatience(group []*waitingStep) string {
+	if group[0].apart {
+		return "0"
+	}
+	return lockedFor
+}
+
 // columns turns steps into the arrays of sqlStep. A time that is not given is the
 // server's present time.
 func (s *Store) columns(group []*waitingStep) []any {
@@ -443,7 +475,7 @@ func (s *Store) columns(group []*waitingStep) []any {
 		generation, wakes,
 		states, revisions, events, holds, attempts,
 		idx, postStates, parents, posts, mediaIDs, hashes, attempt, begins, before, toldIDs, told,
-		thenIDs, thenWas, thenRevisions, thenAttempts, thenParents, thenHashes, thenBegins,
+		thenIDs, thenWas, thenRevisions, thenAttempts, thenParents, thenHashes, thenBegins, lockPatience(group),
 	}
 }
 
