@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -90,15 +89,15 @@ func TestMovedOnIsToldAgain(t *testing.T) {
 	testkit.Equal(t, "announced", r.Delivered, r.Status.Revision)
 }
 
-// lateLetters publishes events late, and counts how often it was given some.
+// lateLetters publishes events late.
 type lateLetters struct {
 	DeadLetters
 	before func()
-	given  atomic.Int64
+	given  chan struct{} // has one for each call
 }
 
 func (l *lateLetters) Events(ctx context.Context, events []publishers.Told) func() []error {
-	l.given.Add(1)
+	l.given <- struct{}{}
 	return func() []error {
 		l.before()
 		return l.DeadLetters.Events(ctx, events)()
@@ -112,7 +111,7 @@ func TestToldTooLateIsToldAgain(t *testing.T) {
 	for name, late := range map[string]func(h *intakeHandler, lane func()){
 		"another worker was faster": func(h *intakeHandler, lane func()) { h.Ledger = lateDoor{h.Ledger, lane} },
 		"the event was repeated": func(h *intakeHandler, lane func()) {
-			h.Announce.DeadLetters = &lateLetters{DeadLetters: h.Announce.DeadLetters, before: lane}
+			h.Announce.DeadLetters = &lateLetters{DeadLetters: h.Announce.DeadLetters, before: lane, given: make(chan struct{}, 1)}
 			h.Announce.MarkAfter = time.Hour
 		},
 	} {
@@ -143,7 +142,7 @@ func TestAnswerWaitsForNoEvent(t *testing.T) {
 	key := b.accept(t, jetpost.Request{ID: "1", Posts: thread("one", "two")})
 	committed := make(chan struct{})
 	hook := &ledgerHook{Store: b.ledger, after: nth("posted", 2, func() error { close(committed); return nil })}
-	late := &lateLetters{DeadLetters: b.deadLetters}
+	late := &lateLetters{DeadLetters: b.deadLetters, given: make(chan struct{}, 2)}
 	var first sync.Once
 	late.before = func() {
 		first.Do(func() {
@@ -152,8 +151,12 @@ func TestAnswerWaitsForNoEvent(t *testing.T) {
 			case <-time.After(testkit.Patience):
 				t.Error("the second post waits for the event of the first")
 			}
-			time.Sleep(testkit.AskAgain) // for an event that does not wait
-			testkit.Equal(t, "events handed over before the answer to the first", late.given.Load(), int64(1))
+			<-late.given // the first
+			select {
+			case <-late.given:
+				t.Error("the event of the second post does not wait for the first")
+			case <-time.After(testkit.AskAgain):
+			}
 		})
 	}
 	b.run(t, b.lane(func(h *publishHandler) {

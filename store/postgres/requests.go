@@ -143,10 +143,10 @@ func (s *Store) accept(ctx context.Context, group []*waitingArrival) error {
 
 // freeClaims frees the lanes that came with an acceptance whose caller has given up, since
 // nobody knows of their claims. What it cannot free is free when its lease ends.
-func (s *Store) freeClaims(received []store.Received) {
+func (s *Store) freeClaims(ctx context.Context, received []store.Received) {
 	for _, r := range received {
 		if r.Claim != nil {
-			go func() { _ = store.FreeLane(context.Background(), s, *r.Claim, time.Now()) }()
+			go func() { _ = store.FreeLane(ctx, s, *r.Claim, time.Now()) }()
 		}
 	}
 }

@@ -95,7 +95,7 @@ type gather[Q, A any] struct {
 	// send answers a group. Its keys differ and are sorted.
 	send func(group []*asked[Q, A])
 	// late, if set, gets the answers that came after their callers had given up.
-	late func(A)
+	late func(context.Context, A)
 
 	mu      sync.Mutex
 	waiting []*asked[Q, A]
@@ -160,7 +160,7 @@ func (g *gather[Q, A]) answered(w *asked[Q, A]) {
 	over := w.over
 	g.mu.Unlock()
 	if over && w.err == nil && g.late != nil {
-		g.late(w.answer)
+		g.late(w.ctx, w.answer)
 	}
 }
 
