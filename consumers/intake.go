@@ -375,8 +375,7 @@ func (h *intakeHandler) accept(ctx context.Context, lease store.Lease, jobs []*j
 type takenSlots map[string]*turn
 
 // takeSlots takes a waiting slot for each account whose queue these jobs may begin, as long
-// as one waits. A slot waits only while no lane that is due waits for it. The lanes are
-// claimed with the acceptance.
+// as one waits: without a wake-up. The lanes are claimed with the acceptance.
 func (h *intakeHandler) takeSlots(in []store.Acceptance) takenSlots {
 	if h.Slots == nil || !h.May() {
 		return nil
