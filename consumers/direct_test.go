@@ -149,16 +149,16 @@ func TestIntakeMissesItsSlot(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		meanwhile func(t *testing.T, b *testBundle, lose func())
-		wakeups   uint64
+		lost      bool // so that the wake-up may be lost, too
 	}{
-		"late": {func(*testing.T, *testBundle, func()) {}, 1},
-		"woken": {func(t *testing.T, b *testBundle, _ func()) {
+		"late": {meanwhile: func(*testing.T, *testBundle, func()) {}},
+		"woken": {meanwhile: func(t *testing.T, b *testBundle, _ func()) {
 			t.Helper()
 			testkit.Must(t, b.ledger.PauseAccount(t.Context(), "acme", store.Pause{Since: time.Now(), Reason: jetpost.Reason{Code: jetpost.CodeAccountPaused}}))
 			_, err := b.ledger.ResumeAccount(t.Context(), "acme", time.Now())
 			testkit.Must(t, err)
-		}, 1},
-		"partition lost": {func(_ *testing.T, _ *testBundle, lose func()) { lose() }, 0},
+		}},
+		"partition lost": {func(_ *testing.T, _ *testBundle, lose func()) { lose() }, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -175,7 +175,9 @@ func TestIntakeMissesItsSlot(t *testing.T) {
 			}}
 			_, _ = h.HandleBatch(ctx, store.Lease{}, []delivery{b.job("acme", []byte(`{"id":"one","posts":[{"text":"one"}]}`))})
 			lose()
-			testkit.Equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), test.wakeups)
+			if !test.lost {
+				testkit.Equal(t, "wake-ups", b.messages(t, b.names.LanesStream()), 1)
+			}
 			b.run(t, b.lane(), "acme")
 			b.want(t, store.Key{Account: "acme", ID: "one"}, jetpost.StatePublished, "", 1)
 		})
