@@ -25,6 +25,8 @@ const (
 	drainWithin = 15 * time.Second
 	// flushWithin is how long a service waits for the server to know of it.
 	flushWithin = 10 * time.Second
+	// stopWithin is how long a service that stops waits for the last calls that it gets.
+	stopWithin = 2 * time.Second
 )
 
 // Service serves the operations of a Control over NATS. Of all workers one is asked.
@@ -40,7 +42,6 @@ type Service struct {
 	Started func()
 
 	slots chan struct{}
-	calls sync.WaitGroup
 	// ctx ends what is under way once nobody waits for it any more.
 	ctx context.Context
 
@@ -197,7 +198,6 @@ var semantic = regexp.MustCompile(`^v?(\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?)`)
 func (s *Service) Run(ctx context.Context) error {
 	var stopCalls context.CancelFunc
 	s.ctx, stopCalls = context.WithCancel(context.WithoutCancel(ctx))
-	defer stopCalls()
 	calls := s.Calls
 	if calls == 0 {
 		calls = DefaultCalls
@@ -213,33 +213,43 @@ func (s *Service) Run(ctx context.Context) error {
 		QueueGroup: names.Service(), Metadata: map[string]string{"worker": s.Worker, "jetpost": s.Version}, StatsHandler: s.told,
 	})
 	if err != nil {
+		stopCalls()
 		return fmt.Errorf("serve operations: %w", err)
 	}
 	if err := s.add(service); err != nil {
+		stopCalls()
 		return errors.Join(err, service.Stop())
 	}
-	flushing, stopFlush := context.WithTimeout(ctx, flushWithin)
-	err = s.Conn.FlushWithContext(flushing)
-	stopFlush()
-	if err != nil && ctx.Err() == nil {
+	if err := s.flush(ctx, flushWithin); err != nil && ctx.Err() == nil {
 		s.Log.Warn("service.unconfirmed", "error", err) // a connection that comes back subscribes by itself
 	}
 	if s.Started != nil && ctx.Err() == nil {
 		s.Started()
 	}
 	<-ctx.Done()
+	// Calls that the server has sent before it knew are carried out, too.
+	time.AfterFunc(drainWithin, stopCalls)
 	err = service.Stop()
-	finished := make(chan struct{})
-	go func() { s.calls.Wait(); close(finished) }()
-	late := time.NewTimer(drainWithin)
-	defer late.Stop()
-	select {
-	case <-finished:
-	case <-late.C:
-		stopCalls()
-		<-finished
+	if s.Conn.IsConnected() {
+		if err := s.flush(s.ctx, stopWithin); err != nil {
+			s.Log.Debug("service.unconfirmed", "error", err)
+		}
+	}
+	for range cap(s.slots) { // until no call has one
+		s.slots <- struct{}{}
+	}
+	for range cap(s.slots) {
+		<-s.slots
 	}
 	return err
+}
+
+// flush waits until the server has got what was sent, and this process what the server had sent
+// before that.
+func (s *Service) flush(ctx context.Context, within time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	return s.Conn.FlushWithContext(ctx) //nolint:wrapcheck // the caller logs it
 }
 
 // add serves each operation: with an account as the last token, without one, or both.
@@ -276,7 +286,7 @@ func (s *Service) serve(r micro.Request, info jetpost.OperationInfo, do handler)
 		s.answer(r, info, nil, &Error{Code: jetpost.ErrUnavailable, Err: errors.New("the worker carries out too many operations"), Help: "try again in a moment"})
 		return
 	}
-	s.calls.Go(func() {
+	go func() {
 		defer cancel()
 		defer func() { <-s.slots }()
 		account := strings.TrimPrefix(strings.TrimPrefix(r.Subject(), s.Control.Names.API(info.Operation, "")), ".")
@@ -286,7 +296,7 @@ func (s *Service) serve(r micro.Request, info jetpost.OperationInfo, do handler)
 			out, err = do(jetpost.WithActor(ctx, actorOf(r.Headers())), account, r.Data())
 		}
 		s.count(info.Operation, s.answer(r, info, out, err), began)
-	})
+	}()
 }
 
 // checkAccount refuses a subject's last token that is no account.

@@ -150,6 +150,30 @@ func (b *bundle) serve(name string, wrap func(store.Store, *nats.Conn) store.Sto
 	return stop
 }
 
+// TestStoppingAnswers: no call is lost or fails because a worker is stopped while another one
+// serves; also one that the server has sent to the worker that stops at the last moment.
+func TestStoppingAnswers(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.serve("second", nil)
+	for range 20 {
+		stop := b.serve("first", nil)
+		var calls sync.WaitGroup
+		for range 8 {
+			c := b.newClient()
+			calls.Go(func() {
+				for range 10 {
+					if _, err := c.RequestCount(t.Context(), "acme"); err != nil {
+						t.Errorf("a call beside a worker that stops: %v", err)
+					}
+				}
+			})
+		}
+		stop()
+		calls.Wait()
+	}
+}
+
 // infos are those of the workers that serve.
 func (b *bundle) infos() (list []micro.Info) {
 	b.Helper()
