@@ -79,7 +79,7 @@ func TestDirectSlot(t *testing.T) {
 }
 
 // TestDirectSlotStops: a stop waits for the lane, and tells it. Another worker gets the
-// message that came meanwhile. A panic ends no slot.
+// message that came meanwhile. A panic ends no slot, and is a fault of the worker.
 func TestDirectSlotStops(t *testing.T) {
 	t.Parallel()
 	_, js := natstest.Connect(t, natstest.Server(t))
@@ -100,6 +100,9 @@ func TestDirectSlotStops(t *testing.T) {
 	slots.runs(t, "panic")
 	slots.runs(t, "direct")
 	<-began
+	if r.Health.Err() == nil {
+		t.Error("the worker does not report the panic")
+	}
 	q.publish(t, "one")
 	stop()
 	if _, free := slots.take(); free {

@@ -374,8 +374,8 @@ func (h *intakeHandler) accept(ctx context.Context, lease store.Lease, jobs []*j
 // takenSlots are the slots that wait for a lane, by its account.
 type takenSlots map[string]*turn
 
-// takeSlots takes a waiting slot for each account whose queue these jobs may begin, as long
-// as one waits: without a wake-up. The lanes are claimed with the acceptance.
+// takeSlots takes a slot that waits for a message for each account whose queue these jobs may
+// begin, as long as there is one. The lanes are claimed with the acceptance.
 func (h *intakeHandler) takeSlots(in []store.Acceptance) takenSlots {
 	if h.Slots == nil || !h.May() {
 		return nil
